@@ -1,0 +1,1 @@
+"""Generators behind one protocol (``base.ImageModel``); ``diffusers_model`` alone imports diffusers."""

@@ -1,0 +1,40 @@
+"""The seam between the pipeline and whatever makes images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from schemas.records import Draw
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """A batch of images and what is known of each.
+
+    ``images_NHWC``: uint8 (N, H, W, 3). ``finite``: bool (N,), False where latents or pixels held NaN or inf
+    (such an image is a failure, whatever it looks like). ``prompt_tokens``: tokens of each prompt before
+    truncation, None if the model cannot tell. ``safety_flagged``: None without a safety checker.
+    """
+
+    images_NHWC: np.ndarray
+    finite: np.ndarray
+    prompt_tokens: Sequence[int | None]
+    prompt_truncated: Sequence[bool | None]
+    safety_flagged: Sequence[bool | None]
+
+
+class ImageModel(Protocol):
+    """Makes images of draws. All draws of one call share their ``call_key``.
+
+    The image of a draw may depend on the draw and on the number of draws in the call, never on its
+    neighbours or its place among them.
+    """
+
+    name: str
+    revision: str
+
+    def generate(self, draws: Sequence[Draw]) -> Generated:
+        """Images of the draws, in order. Raises anything; the caller isolates the draw that is to blame."""
+        ...

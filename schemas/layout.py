@@ -1,0 +1,62 @@
+"""Names of everything in a run folder. The only place that spells them.
+
+::
+
+    RUN/job.yaml                  the configuration with all defaults, versions, fingerprint
+    RUN/plan/plan.json            counts and digests of the plan; written after the plan's files
+    RUN/plan/000000.parquet       the draws, one row group per shard
+    RUN/metadata/00017.parquet    one row per draw, no image bytes
+    RUN/images/00017.parquet      sample_id, image, text, sha256 of accepted and rejected draws
+    RUN/failed/00017.json         dead letters of a shard that has failed draws
+    RUN/done/00017.json           commit marker, written last; readers trust only shards that have one
+    RUN/partial/00017.parquet     batches of a shard that was stopped half-way; gone once it is done
+    RUN/events.jsonl              what happened when
+"""
+
+JOB = "job.yaml"
+PLAN = "plan"
+PLAN_INDEX = "plan/plan.json"
+METADATA = "metadata"
+IMAGES = "images"
+DONE = "done"
+FAILED = "failed"
+PARTIAL = "partial"
+EVENTS = "events.jsonl"
+
+SHARDS_PER_PLAN_FILE = 1000
+
+
+def plan_file(shard_id: int) -> str:
+    """Plan file that holds a shard; its row group there is ``shard_id % SHARDS_PER_PLAN_FILE``."""
+    return f"{PLAN}/{shard_id // SHARDS_PER_PLAN_FILE:06d}.parquet"
+
+
+def metadata_file(shard_id: int) -> str:
+    """Metadata table of one shard."""
+    return f"{METADATA}/{shard_id:05d}.parquet"
+
+
+def images_file(shard_id: int) -> str:
+    """Image table of one shard."""
+    return f"{IMAGES}/{shard_id:05d}.parquet"
+
+
+def failed_file(shard_id: int) -> str:
+    """Dead letters of one shard."""
+    return f"{FAILED}/{shard_id:05d}.json"
+
+
+def done_file(shard_id: int) -> str:
+    """Commit marker of one shard."""
+    return f"{DONE}/{shard_id:05d}.json"
+
+
+def partial_file(shard_id: int) -> str:
+    """Finished batches of a shard that was asked to stop."""
+    return f"{PARTIAL}/{shard_id:05d}.parquet"
+
+
+def shard_of(name: str) -> int | None:
+    """Shard id in a file name such as ``done/00017.json``; None if the name is of another kind."""
+    stem = name.rsplit("/", 1)[-1].split(".", 1)[0]
+    return int(stem) if stem.isdigit() else None

@@ -1,0 +1,138 @@
+"""The vocabulary: what flows from stage to stage. Frozen values, no behaviour beyond their own identity."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+
+from schemas.seeds import sample_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One row of the prompt source.
+
+    ``id`` is unique in a job and decides, with the job's seed, the noise. ``tags`` are the source's further
+    columns, carried to the table unread.
+    """
+
+    id: str
+    text: str
+    negative: str | None = None
+    label: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """One image to make: everything that decides its pixels, and what is carried along.
+
+    Sizes are in pixels. ``strength``, ``loras`` and the ``*_sha256`` fields are null for plain text-to-image.
+    """
+
+    prompt_id: str
+    draw_index: int
+    prompt: str
+    negative_prompt: str
+    label: str | None
+    tags: Mapping[str, str]
+    mode: str
+    model: str
+    model_revision: str
+    loras: tuple[str, ...]
+    scheduler: str
+    steps: int
+    guidance_scale: float
+    strength: float | None
+    width: int
+    height: int
+    seed: int
+    dtype: str
+    init_sha256: str | None
+    mask_sha256: str | None
+    control_sha256: str | None
+
+    def identity(self) -> dict[str, object]:
+        """All fields that decide the image; label and tags do not."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("label", "tags")}
+
+    @property
+    def sample_id(self) -> str:
+        """Primary, resume and duplicate key of the draw."""
+        return sample_id(self.identity())
+
+    @property
+    def call_key(self) -> tuple[object, ...]:
+        """Draws that share it can go through the sampler in one batch."""
+        return (self.mode, self.loras, self.scheduler, self.steps, self.guidance_scale, self.strength, self.width, self.height)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """Unit of scheduling, retry and commit: its draws, in table order."""
+
+    shard_id: int
+    draws: tuple[Draw, ...]
+
+
+class Status(StrEnum):
+    """What became of a draw. A failure is never a rejection."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What sampling, scoring and encoding made of one draw; not yet judged.
+
+    ``image`` are the encoded bytes, None for a failed draw, whose ``error`` then starts with a short code
+    and a colon (``nan_latents: ...``). A score is NaN where the scorer cannot tell.
+    """
+
+    draw: Draw
+    image: bytes | None
+    image_sha256: str | None
+    phash: str | None
+    is_blank: bool
+    safety_flagged: bool | None
+    scores: Mapping[str, float]
+    scores_truncated: Mapping[str, bool | None]
+    prompt_tokens: int | None
+    prompt_truncated: bool | None
+    batch_shape: str
+    error: str | None = None
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The judgement of one outcome. ``reason`` names the rule or the error code, None when accepted."""
+
+    status: Status
+    reason: str | None
+    rank_in_prompt: int | None = None
+    is_best: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardResult:
+    """All that comes back from a worker: counts and seconds, never images.
+
+    ``drained`` tells that the worker was asked to stop and left the shard part done, to be resumed.
+    ``seconds`` are wall-clock seconds per stage.
+    """
+
+    shard_id: int
+    accepted: int = 0
+    rejected: int = 0
+    failed: int = 0
+    num_bytes: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    worker: str = ""
+    drained: bool = False
+
+    @property
+    def draws(self) -> int:
+        """Draws that the shard accounts for."""
+        return self.accepted + self.rejected + self.failed
