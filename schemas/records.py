@@ -136,3 +136,39 @@ class ShardResult:
     def draws(self) -> int:
         """Draws that the shard accounts for."""
         return self.accepted + self.rejected + self.failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanIndex:
+    """``plan/plan.json``: counts of the plan, a digest of its prompts, and one of each shard's draws."""
+
+    num_prompts: int
+    num_draws: int
+    prompts_sha256: str
+    shards: tuple[str, ...]
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the plan."""
+        return len(self.shards)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marker:
+    """``done/00017.json``: the commit marker of a shard, and the only place for what varies between runs.
+
+    ``draws_sha256`` ties it to the plan; ``finished_at`` is UTC, ISO 8601.
+    """
+
+    shard_id: int
+    draws: int
+    accepted: int
+    rejected: int
+    failed: int
+    num_bytes: int
+    metadata_sha256: str
+    images_sha256: str
+    draws_sha256: str
+    seconds: Mapping[str, float]
+    worker: str
+    finished_at: str

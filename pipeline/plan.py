@@ -1,0 +1,221 @@
+"""Prompts to draws to fixed shards, streamed. What is planned here never depends on workers or timing.
+
+The plan is a pure function of the configuration, the model and the prompts. More prompts at the end of the
+source extend it: only the last shard, if it was short, changes.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.store import Store
+from schemas import layout
+from schemas.config import JobConfig
+from schemas.errors import PromptError, RunFolderError
+from schemas.records import Draw, PlanIndex, Prompt, Shard
+from schemas.seeds import noise_seed
+from schemas.tables import draw_from_row, draw_row, plan_schema
+
+OpenPrompts = Callable[[], Iterator[Prompt]]
+
+
+def expand(prompt: Prompt, config: JobConfig, *, model: str, revision: str, width: int, height: int) -> Iterator[Draw]:
+    """The draws of one prompt."""
+    sampling = config.sampling
+    for index in range(config.prompts.draws_per_prompt):
+        yield Draw(
+            prompt_id=prompt.id,
+            draw_index=index,
+            prompt=prompt.text,
+            negative_prompt=sampling.negative_prompt if prompt.negative is None else prompt.negative,
+            label=prompt.label,
+            tags=prompt.tags,
+            mode="text-to-image",
+            model=model,
+            model_revision=revision,
+            loras=(),
+            scheduler=sampling.scheduler,
+            steps=sampling.steps,
+            guidance_scale=sampling.guidance_scale,
+            strength=None,
+            width=width,
+            height=height,
+            seed=noise_seed(config.seed, prompt.id, index),
+            dtype=config.model.dtype,
+            init_sha256=None,
+            mask_sha256=None,
+            control_sha256=None,
+        )
+
+
+def cut(draws_of_prompts: Iterable[Sequence[Draw]], shard_size: int) -> Iterator[Shard]:
+    """Shards of at most ``shard_size`` draws. A prompt is kept whole unless it alone is larger than a shard."""
+    shard_id, pending = 0, []
+    for draws in draws_of_prompts:
+        if pending and len(draws) <= shard_size < len(pending) + len(draws):
+            yield Shard(shard_id=shard_id, draws=tuple(pending))
+            shard_id, pending = shard_id + 1, []
+        pending.extend(draws)
+        while len(pending) >= shard_size:
+            yield Shard(shard_id=shard_id, draws=tuple(pending[:shard_size]))
+            shard_id, pending = shard_id + 1, pending[shard_size:]
+    if pending:
+        yield Shard(shard_id=shard_id, draws=tuple(pending))
+
+
+def batches(draws: Sequence[Draw], batch_size: int) -> list[tuple[Draw, ...]]:
+    """The calls of the sampler for one shard: draws that share a call key, in order, at most ``batch_size``."""
+    groups: dict[tuple[object, ...], list[Draw]] = {}
+    for draw in draws:
+        groups.setdefault(draw.call_key, []).append(draw)
+    return [tuple(group[i : i + batch_size]) for group in groups.values() for i in range(0, len(group), batch_size)]
+
+
+def draws_digest(draws: Iterable[Draw]) -> str:
+    """16 hexadecimal digits over the sample ids of a shard; ties a commit marker to its plan."""
+    return hashlib.sha256("\n".join(draw.sample_id for draw in draws).encode()).hexdigest()[:16]
+
+
+def make_plan(store: Store, open_prompts: OpenPrompts, expand_prompt: Callable[[Prompt], Iterator[Draw]], shard_size: int) -> PlanIndex:
+    """Plan a new run, take up the plan of an old one, or extend it by prompts appended to the source.
+
+    Raises PromptError if two prompts share an id, or if prompts that were planned before have changed.
+    """
+    old = read_index(store)
+    if old is not None and _unchanged(old, open_prompts, store):
+        return old
+    return _write(store, open_prompts, expand_prompt, shard_size)
+
+
+def read_index(store: Store) -> PlanIndex | None:
+    """The plan's index, None if nothing was planned yet."""
+    try:
+        fields = json.loads(store.get(layout.PLAN_INDEX))
+        return PlanIndex(**fields | {"shards": tuple(fields["shards"])})
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError):
+        raise RunFolderError(f"{store.root}/{layout.PLAN_INDEX}: is damaged; delete it and run the same command again, it is made anew") from None
+
+
+def read_shard(store: Store, shard_id: int) -> Shard:
+    """One shard of the plan."""
+    name = layout.plan_file(shard_id)
+    try:
+        with pq.ParquetFile(pa.BufferReader(store.get(name))) as file:
+            rows = file.read_row_group(shard_id % layout.SHARDS_PER_PLAN_FILE).to_pylist()
+    except (pa.ArrowInvalid, OSError, IndexError) as error:
+        raise RunFolderError(f"{store.root}/{name}: shard {shard_id} cannot be read ({error}); delete {layout.PLAN_INDEX} and run the same command again") from None
+    return Shard(shard_id=shard_id, draws=tuple(draw_from_row(row) for row in rows))
+
+
+class _PromptDigest:
+    """Running digest of the prompts seen, and of their ids for the duplicate check."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._all = hashlib.sha256()
+        self._ids: list[np.ndarray] = []
+        self._block: list[int] = []
+
+    def add(self, prompt: Prompt) -> None:
+        self._all.update(json.dumps(asdict(prompt), sort_keys=True).encode() + b"\n")
+        self._block.append(_id_digest(prompt))
+        if len(self._block) >= 65536:
+            self._ids.append(np.array(self._block, dtype=np.uint64))
+            self._block = []
+        self.count += 1
+
+    def hexdigest(self) -> str:
+        return self._all.hexdigest()
+
+    def repeated_ids(self) -> set[int]:
+        """Digests of ids that occur more than once. 8 bytes of memory per prompt."""
+        values, counts = np.unique(np.concatenate([*self._ids, np.array(self._block, dtype=np.uint64)]), return_counts=True)
+        return {int(value) for value in values[counts > 1]}
+
+
+def _id_digest(prompt: Prompt) -> int:
+    return int.from_bytes(hashlib.sha256(prompt.id.encode()).digest()[:8], "big")
+
+
+def _unchanged(old: PlanIndex, open_prompts: OpenPrompts, store: Store) -> bool:
+    """True if the source still has exactly the planned prompts, False if some were appended."""
+    digest = _PromptDigest()
+    prompts = open_prompts()
+    for prompt in islice(prompts, old.num_prompts):
+        digest.add(prompt)
+    if digest.count < old.num_prompts or digest.hexdigest() != old.prompts_sha256:
+        raise PromptError(_difference(old, open_prompts, store, digest.count))
+    return next(prompts, None) is None
+
+
+def _difference(old: PlanIndex, open_prompts: OpenPrompts, store: Store, found: int) -> str:
+    """Where the prompts first differ from those that were planned."""
+    remedy = "prompts may only be appended to a started run; put the old ones back, or choose another --out"
+    planned = (draw for shard_id in range(len(old.shards)) for draw in read_shard(store, shard_id).draws if draw.draw_index == 0)
+    for number, (prompt, draw) in enumerate(zip(open_prompts(), planned, strict=False)):
+        if (prompt.id, prompt.text, prompt.label, dict(prompt.tags)) != (draw.prompt_id, draw.prompt, draw.label, dict(draw.tags)):
+            return f"{store.root}: prompt {number} was {_shown(draw.prompt_id, draw.prompt)} and is now {_shown(prompt.id, prompt.text)}; {remedy}"
+    return f"{store.root}: was planned with {old.num_prompts} prompts, the source now has {found} of them unchanged; {remedy}"
+
+
+def _shown(prompt_id: str, text: str) -> str:
+    return f"{prompt_id} {text[:40] + '…' if len(text) > 40 else text!r}"
+
+
+def _write(store: Store, open_prompts: OpenPrompts, expand_prompt: Callable[[Prompt], Iterator[Draw]], shard_size: int) -> PlanIndex:
+    digest = _PromptDigest()
+
+    def draws_of_prompts() -> Iterator[list[Draw]]:
+        for prompt in open_prompts():
+            digest.add(prompt)
+            yield list(expand_prompt(prompt))
+
+    shards = cut(draws_of_prompts(), shard_size)
+    digests: list[str] = []
+    num_draws = 0
+    while part := list(islice(_as_tables(shards), layout.SHARDS_PER_PLAN_FILE)):
+        first = len(digests)
+        num_draws += sum(table.num_rows for _, table in part)
+        digests += [shard_digest for shard_digest, _ in part]
+        store.put(layout.plan_file(first), _plan_bytes([table for _, table in part]))
+    _refuse_repeated_ids(digest, open_prompts)
+    index = PlanIndex(num_prompts=digest.count, num_draws=num_draws, prompts_sha256=digest.hexdigest(), shards=tuple(digests))
+    store.put(layout.PLAN_INDEX, json.dumps(asdict(index)).encode())
+    return index
+
+
+def _as_tables(shards: Iterator[Shard]) -> Iterator[tuple[str, pa.Table]]:
+    for shard in shards:
+        rows = [draw_row(draw, shard.shard_id) for draw in shard.draws]
+        yield draws_digest(shard.draws), pa.Table.from_pylist(rows, plan_schema())
+
+
+def _plan_bytes(tables: Sequence[pa.Table]) -> bytes:
+    """One row group per shard."""
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, plan_schema(), compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=max(1, table.num_rows))
+    return sink.getvalue()
+
+
+def _refuse_repeated_ids(digest: _PromptDigest, open_prompts: OpenPrompts) -> None:
+    repeated = digest.repeated_ids()
+    if not repeated:
+        return
+    first_row: dict[str, int] = {}
+    for row, prompt in enumerate(open_prompts()):
+        if _id_digest(prompt) not in repeated:
+            continue
+        if prompt.id in first_row:
+            raise PromptError(f"prompt id {prompt.id!r} stands at prompts {first_row[prompt.id]} and {row} (from 0); give each its own id, or drop the id column")
+        first_row[prompt.id] = row

@@ -1,0 +1,135 @@
+"""Prompt sources as a stream of ``Prompt``: txt, csv, jsonl, parquet, or texts from the configuration.
+
+One row is held at a time. Every problem names the file and the row.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.config import PromptsConfig
+from schemas.errors import PromptError
+from schemas.records import Prompt
+
+_RESERVED = ("id", "prompt", "negative_prompt", "label")
+_Row = tuple[int, Mapping[str, object]]  # number shown in errors, columns
+
+
+def read_prompts(config: PromptsConfig, *, base_dir: Path) -> Iterator[Prompt]:
+    """All prompts of the source, in order. An ``id`` that is not given is the row's number from 0.
+
+    Raises PromptError on a source that is missing, empty, or has a row that is not a prompt.
+    """
+    if config.texts is not None:
+        return _prompts(enumerate({"prompt": text} for text in config.texts), "prompts.texts", "entry")
+    assert config.file is not None  # PromptsConfig demands one of the two
+    path = base_dir / config.file
+    if not path.is_file():
+        raise PromptError(f"{path}: there is no such prompt file; 'prompts' is relative to the configuration file's folder")
+    readers = {".txt": _txt, ".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise PromptError(f"{path}: {path.suffix or 'no suffix'} is not a prompt format; use one of: {' '.join(readers)}")
+    return _prompts(reader(path), str(path), "row" if reader is _parquet else "line")
+
+
+def _prompts(rows: Iterable[_Row], where: str, unit: str) -> Iterator[Prompt]:
+    number = -1
+    for number, (shown, row) in enumerate(rows):
+        yield _prompt(row, number, f"{where}: {unit} {shown}")
+    if number < 0:
+        raise PromptError(f"{where}: holds no prompts; write at least one")
+
+
+def _prompt(row: Mapping[str, object], number: int, where: str) -> Prompt:
+    text = row.get("prompt")
+    if not isinstance(text, str):
+        found = f"'prompt' is {text!r}" if "prompt" in row else f"no 'prompt' among the columns {', '.join(map(str, row)) or '(none)'}"
+        raise PromptError(f"{where}: {found}; every row needs a text in the column 'prompt'")
+    if not text.strip():
+        raise PromptError(f"{where}: the prompt is empty; write a text or take the row out")
+    given = row.get("id")
+    tags = {str(k): _tag(v) for k, v in row.items() if k not in _RESERVED and v is not None}
+    return Prompt(
+        id=f"{number:06d}" if given in (None, "") else str(given),
+        text=_encodable(text, where),
+        negative=_optional(row.get("negative_prompt")),
+        label=_optional(row.get("label")),
+        tags=tags,
+    )
+
+
+def _encodable(text: str, where: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(f"{where}: character {error.start} is half of a surrogate pair; write the whole character") from None
+    return text
+
+
+def _optional(value: object) -> str | None:
+    return None if value in (None, "") else str(value)
+
+
+def _tag(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines from 1, decoded one by one so that a bad byte can be placed."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise PromptError(f"{path}: line {number}: byte {error.start + 1} (0x{raw[error.start]:02x}) is not UTF-8; save the file as UTF-8") from None
+            yield number, text
+
+
+def _txt(path: Path) -> Iterator[_Row]:
+    for number, line in _lines(path):
+        if text := line.strip():
+            yield number, {"prompt": text}
+
+
+def _csv(path: Path) -> Iterator[_Row]:
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.DictReader((line for _, line in _lines(path)), restkey="", strict=True)
+    try:
+        for row in reader:
+            if "" in row:
+                raise PromptError(f"{path}: line {reader.line_num}: more cells than columns in the header; quote cells that hold commas")
+            yield reader.line_num, {key: value or None for key, value in row.items()}
+    except csv.Error as error:
+        raise PromptError(f"{path}: line {reader.line_num}: not valid CSV: {error}") from None
+
+
+def _jsonl(path: Path) -> Iterator[_Row]:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise PromptError(f"{path}: line {number}: not valid JSON: {error}") from None
+        if isinstance(row, str):
+            row = {"prompt": row}
+        if not isinstance(row, dict):
+            raise PromptError(f"{path}: line {number}: is a {type(row).__name__}; each line is an object with the key 'prompt'")
+        yield number, row
+
+
+def _parquet(path: Path) -> Iterator[_Row]:
+    try:
+        with pq.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    yield number, row
+                    number += 1
+    except (pa.ArrowInvalid, OSError) as error:
+        raise PromptError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None

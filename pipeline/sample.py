@@ -1,0 +1,127 @@
+"""One batch of draws to images and scores. A draw that breaks its batch is isolated; its neighbours go on.
+
+The batch that the model sees always has the planned size: short batches are filled by repeating a draw, so
+that every image is made at one batch shape and its bytes do not depend on who else was in the batch.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from pipeline.models.base import Generated, ImageModel
+from pipeline.scorers.base import Scorer, TextScorer
+from schemas.errors import UserError
+from schemas.records import Draw
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Sampled:
+    """One draw after sampling and scoring: an image (uint8 (H, W, 3)) or an error, not both."""
+
+    draw: Draw
+    image_HWC: np.ndarray | None = None
+    prompt_tokens: int | None = None
+    prompt_truncated: bool | None = None
+    safety_flagged: bool | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    scores_truncated: dict[str, bool | None] = field(default_factory=dict)
+    batch_shape: str = ""
+    error: str | None = None
+    attempts: int = 1
+
+
+def sample_batch(model: ImageModel, draws: Sequence[Draw], batch_size: int) -> list[Sampled]:
+    """Images of the draws, in order. If the batch raises, each draw is tried once more by itself."""
+    try:
+        return _generate(model, draws, batch_size, attempts=1)
+    except UserError:
+        raise
+    except Exception as error:
+        if len(draws) == 1:
+            return [_failure(draws[0], batch_size, "sampler_error", error, attempts=1)]
+        log.warning("a batch of %d draws failed (%s); trying each by itself", len(draws), _brief(error))
+    return [_sample_alone(model, draw, batch_size) for draw in draws]
+
+
+def score_batch(scorers: Sequence[Scorer], sampled: Sequence[Sampled], batch_size: int) -> None:
+    """Add every scorer's score to the draws that have an image."""
+    made = [one for one in sampled if one.image_HWC is not None]
+    if not made:
+        return
+    for scorer in scorers:
+        try:
+            _score(scorer, made, batch_size)
+        except UserError:
+            raise
+        except Exception as error:
+            log.warning("scorer %s failed on a batch (%s); trying each image by itself", scorer.name, _brief(error))
+            for one in made:
+                _score_alone(scorer, one, batch_size)
+        made = [one for one in made if one.error is None]
+
+
+def _sample_alone(model: ImageModel, draw: Draw, batch_size: int) -> Sampled:
+    try:
+        return _generate(model, [draw], batch_size, attempts=2)[0]
+    except Exception as error:
+        return _failure(draw, batch_size, "sampler_error", error, attempts=2)
+
+
+def _generate(model: ImageModel, draws: Sequence[Draw], batch_size: int, *, attempts: int) -> list[Sampled]:
+    generated = model.generate(_filled(draws, batch_size))
+    return [_sampled(draw, generated, index, batch_size, attempts) for index, draw in enumerate(draws)]
+
+
+def _sampled(draw: Draw, generated: Generated, index: int, batch_size: int, attempts: int) -> Sampled:
+    finite = bool(generated.finite[index])
+    return Sampled(
+        draw=draw,
+        image_HWC=generated.images_NHWC[index] if finite else None,
+        prompt_tokens=generated.prompt_tokens[index],
+        prompt_truncated=generated.prompt_truncated[index],
+        safety_flagged=generated.safety_flagged[index],
+        batch_shape=_batch_shape(draw, batch_size),
+        error=None if finite else "not_finite: latents or pixels held NaN or infinity; try dtype float32, or another guidance or sampler",
+        attempts=attempts,
+    )
+
+
+def _score(scorer: Scorer, made: Sequence[Sampled], batch_size: int) -> None:
+    images = _filled([one.image_HWC for one in made], batch_size)
+    prompts = [one.draw.prompt for one in made]
+    values = scorer.score(np.stack(images), _filled(prompts, batch_size))  # type: ignore[arg-type]
+    cut = scorer.truncates(prompts) if isinstance(scorer, TextScorer) else [None] * len(made)
+    for index, one in enumerate(made):
+        one.scores[scorer.name] = float(values[index])
+        one.scores_truncated[scorer.name] = cut[index]
+
+
+def _score_alone(scorer: Scorer, one: Sampled, batch_size: int) -> None:
+    try:
+        _score(scorer, [one], batch_size)
+    except Exception as error:
+        one.image_HWC, one.error = None, f"scorer_error: {scorer.name}: {_brief(error)}"
+
+
+def _filled(items: Sequence[T], size: int) -> list[T]:
+    return [*items, *[items[-1]] * (size - len(items))]
+
+
+def _failure(draw: Draw, batch_size: int, code: str, error: Exception, *, attempts: int) -> Sampled:
+    return Sampled(draw=draw, batch_shape=_batch_shape(draw, batch_size), error=f"{code}: {_brief(error)}", attempts=attempts)
+
+
+def _batch_shape(draw: Draw, batch_size: int) -> str:
+    return f"{batch_size}x{draw.height}x{draw.width}"
+
+
+def _brief(error: Exception) -> str:
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line[:300]}"

@@ -1,0 +1,171 @@
+"""What happens to one shard: sample -> score -> judge -> write. Read this file first.
+
+Sampling and scoring share the device and take turns on it; encoding and hashing of one batch run in threads
+while the next batch is sampled; the last encodings and the writing overlap with the next shard, which
+another thread of the worker has begun.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pipeline import plan
+from pipeline.encode import encode
+from pipeline.filter import judge
+from pipeline.models.base import ImageModel
+from pipeline.sample import Sampled, sample_batch, score_batch
+from pipeline.scorers.base import Scorer
+from pipeline.store import Store
+from pipeline.write import commit_shard, load_partial, save_partial
+from schemas.config import JobConfig, OutputConfig
+from schemas.errors import ShardError
+from schemas.records import Draw, Outcome, Shard, ShardResult
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING_BATCHES = 2  # sampled batches that wait for an encoder: bounds memory when encoding is slower than sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """Everything that a worker keeps from shard to shard."""
+
+    config: JobConfig
+    model: ImageModel
+    scorers: Sequence[Scorer]
+    store: Store
+    encoders: Executor
+    worker: str
+    device: threading.Lock = field(default_factory=threading.Lock)
+    on_batch: Callable[[int], None] = lambda num_draws: None
+
+
+def run_shard(shard: Shard, stages: Stages, *, stop: Callable[[], bool], keep_failures: bool = True) -> ShardResult:
+    """Make, judge and commit one shard.
+
+    ``stop`` is asked before each batch; once it is true the finished batches are put aside for the resume and
+    the result says ``drained``. With ``keep_failures`` false, a shard of which every draw failed raises
+    ShardError instead of being committed: likelier a broken worker than a hundred bad prompts.
+    """
+    digest = plan.draws_digest(shard.draws)
+    clock = _Clock()
+    outcomes, drained = _make(shard, digest, stages, stop, clock)
+    if drained:
+        save_partial(stages.store, shard.shard_id, outcomes, digest)
+        return ShardResult(shard_id=shard.shard_id, worker=stages.worker, seconds=clock.seconds, drained=True)
+    if not keep_failures and all(outcome.image is None for outcome in outcomes):
+        raise ShardError(f"shard {shard.shard_id}: all {len(outcomes)} draws failed, the first with {outcomes[0].error}")
+    with clock("judge"):
+        verdicts = judge(outcomes, stages.config.filter, scorers=[s.name for s in stages.scorers], rankable=_rankable(stages.config))
+    with clock("write"):
+        result = commit_shard(
+            stages.store,
+            shard,
+            outcomes,
+            verdicts,
+            versions={scorer.name: scorer.version for scorer in stages.scorers},
+            image_format=stages.config.output.image_format,
+            draws_sha256=digest,
+            seconds=clock.seconds,
+            worker=stages.worker,
+        )
+    log.info("shard %05d: %d accepted, %d rejected, %d failed", shard.shard_id, result.accepted, result.rejected, result.failed)
+    return result
+
+
+def remake(draws: Sequence[Draw], stages: Stages) -> list[Outcome]:
+    """Make draws again outside any shard, at the planned batch shape; for ``verify``."""
+    outcomes: list[Outcome] = []
+    for batch in plan.batches(draws, stages.config.sampling.batch_size):
+        outcomes += _encode_batch(_sample_and_score(batch, stages, _Clock()), stages.config.output)
+    by_id = {outcome.draw.sample_id: outcome for outcome in outcomes}
+    return [by_id[draw.sample_id] for draw in draws]
+
+
+def _make(shard: Shard, digest: str, stages: Stages, stop: Callable[[], bool], clock: "_Clock") -> tuple[list[Outcome], bool]:
+    """All outcomes in the plan's order; or, if stopped, those that are finished, and True."""
+    finished = load_partial(stages.store, shard, digest)
+    futures: list[Future[list[Outcome]]] = []
+    drained = False
+    for batch in plan.batches(shard.draws, stages.config.sampling.batch_size):
+        if all(draw.sample_id in finished for draw in batch):
+            stages.on_batch(len(batch))
+            continue
+        if drained := stop():
+            break
+        with clock("wait"):
+            if len(futures) > MAX_WAITING_BATCHES:
+                futures[-1 - MAX_WAITING_BATCHES].result()
+            stages.device.acquire()
+        try:
+            sampled = _sample_and_score(batch, stages, clock)
+        finally:
+            stages.device.release()
+        futures.append(stages.encoders.submit(_timed_encode, sampled, stages.config.output, clock))
+        stages.on_batch(len(batch))
+    for future in futures:
+        finished |= {outcome.draw.sample_id: outcome for outcome in future.result()}
+    return [finished[draw.sample_id] for draw in shard.draws if draw.sample_id in finished], drained
+
+
+def _sample_and_score(batch: Sequence[Draw], stages: Stages, clock: "_Clock") -> list[Sampled]:
+    batch_size = stages.config.sampling.batch_size
+    with clock("sample"):
+        sampled = sample_batch(stages.model, batch, batch_size)
+    with clock("score"):
+        score_batch(stages.scorers, sampled, batch_size)
+    return sampled
+
+
+def _timed_encode(sampled: Sequence[Sampled], output: OutputConfig, clock: "_Clock") -> list[Outcome]:
+    with clock("encode"):
+        return _encode_batch(sampled, output)
+
+
+def _encode_batch(sampled: Sequence[Sampled], output: OutputConfig) -> list[Outcome]:
+    return [_outcome(one, output) for one in sampled]
+
+
+def _outcome(one: Sampled, output: OutputConfig) -> Outcome:
+    encoded = encode(one.image_HWC, output) if one.image_HWC is not None else None
+    return Outcome(
+        draw=one.draw,
+        image=encoded.data if encoded else None,
+        image_sha256=encoded.sha256 if encoded else None,
+        phash=encoded.phash if encoded else None,
+        is_blank=encoded.is_blank if encoded else False,
+        safety_flagged=one.safety_flagged,
+        scores=one.scores if encoded else {},
+        scores_truncated=one.scores_truncated,
+        prompt_tokens=one.prompt_tokens,
+        prompt_truncated=one.prompt_truncated,
+        batch_shape=one.batch_shape,
+        error=one.error,
+        attempts=one.attempts,
+    )
+
+
+def _rankable(config: JobConfig) -> bool:
+    """Whether every prompt lies whole in one shard."""
+    return config.prompts.draws_per_prompt <= config.output.shard_size
+
+
+class _Clock:
+    """Seconds per stage of one shard. Encoding adds up from threads, so it can exceed the wall clock."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
