@@ -13,6 +13,8 @@ from typing import Protocol
 
 from schemas.errors import RunFolderError
 
+_TEMPORARY = ".tmp"
+
 
 class Store(Protocol):
     """Named, immutable blobs. ``/`` separates folders in names."""
@@ -41,6 +43,10 @@ class Store(Protocol):
 
     def append(self, name: str, line: str) -> None:
         """Add one line to a log. The only write that is not atomic; readers skip a torn last line."""
+        ...
+
+    def remove_leftovers(self) -> None:
+        """Remove unpublished temporary files that a crash left behind."""
         ...
 
 
@@ -87,6 +93,10 @@ class LocalStore:
         except OSError as error:
             raise _unwritable(target, error) from error
 
+    def remove_leftovers(self) -> None:
+        for temporary in Path(self.root).glob(f"*/.*{_TEMPORARY}"):
+            temporary.unlink(missing_ok=True)
+
 
 def open_store(root: str | Path) -> LocalStore:
     """The store of a run folder."""
@@ -97,7 +107,7 @@ def open_store(root: str | Path) -> LocalStore:
 
 
 def _write_and_rename(target: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=_TEMPORARY, dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

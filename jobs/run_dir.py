@@ -1,0 +1,186 @@
+"""A run folder: how it is started, taken up again, refused, and read. Needs neither torch nor Ray."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from pipeline import plan
+from pipeline.store import LocalStore, open_store
+from schemas import layout
+from schemas.config import JobConfig
+from schemas.config_load import fingerprint, parse
+from schemas.errors import RunFolderError
+from schemas.records import Marker, PlanIndex, Shard
+from schemas.tables import SCHEMA_VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """``job.yaml``: the configuration with every default, what it was resolved to, and with which versions."""
+
+    config: JobConfig
+    base_dir: str
+    model: dict[str, Any]
+    scorers: dict[str, dict[str, Any]]
+    versions: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over everything but the prompts that changes the dataset's bytes."""
+        return fingerprint(self.identity())
+
+    def identity(self) -> dict[str, Any]:
+        """What the fingerprint covers, as flat ``section.key`` names: not the prompts, the output folder, the executor."""
+        config = self.config.model_dump(mode="json")
+        config["prompts"] = {"draws_per_prompt": self.config.prompts.draws_per_prompt}
+        config["model"] |= {"id": self.model["name"], "revision": self.model["revision"]}
+        config["scorers"] = {name: card["version"] for name, card in self.scorers.items()}
+        config["output"].pop("dir")
+        config.pop("executor")
+        return {"schema": SCHEMA_VERSION, **_flat(config)}
+
+
+class RunDir:
+    """One run folder. Reading trusts only shards with a commit marker."""
+
+    def __init__(self, store: LocalStore, job: JobRecord) -> None:
+        self.store = store
+        self.job = job
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """A run that was started before. Raises RunFolderError."""
+        store = open_store(path)
+        job = _read_job(store)
+        if job is None:
+            raise RunFolderError(f"{path}: is not a run folder (it has no {layout.JOB}); give the folder that 'promptmill run' wrote")
+        return cls(store, job)
+
+    @classmethod
+    def start(cls, path: str | Path, job: JobRecord) -> tuple[Self, bool]:
+        """Begin a run, or take up an earlier one of the same job; True means it was taken up.
+
+        Raises RunFolderError if the folder holds another job, or something that is no run.
+        """
+        store = open_store(path)
+        old = _read_job(store)
+        if old is not None:
+            _refuse_other_job(store, old, job)
+            return cls(store, old), True
+        _refuse_foreign_folder(store)
+        record = {
+            "fingerprint": job.fingerprint,
+            "versions": job.versions,
+            "model": job.model,
+            "scorers": job.scorers,
+            "base_dir": job.base_dir,
+            "config": job.config.model_dump(mode="json"),
+        }
+        store.put(layout.JOB, yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())
+        return cls(store, job), False
+
+    @property
+    def plan(self) -> PlanIndex:
+        """The plan's index. Raises RunFolderError if the run was never planned."""
+        index = plan.read_index(self.store)
+        if index is None:
+            raise RunFolderError(f"{self.store.root}: was started but not planned; run the same command again")
+        return index
+
+    def read_shard(self, shard_id: int) -> Shard:
+        """One shard of the plan."""
+        return plan.read_shard(self.store, shard_id)
+
+    def markers(self) -> list[Marker]:
+        """Commit markers by shard, those that cannot be read left out (their shards count as not done)."""
+        found = (self.marker(name) for name in self.store.list(layout.DONE))
+        return sorted((marker for marker in found if marker), key=lambda marker: marker.shard_id)
+
+    def marker(self, name: str) -> Marker | None:
+        """The commit marker in a file, None if it is not one."""
+        try:
+            raw = json.loads(self.store.get(name))
+            marker = Marker(**{field.name: raw[field.name] for field in fields(Marker)})
+        except (ValueError, KeyError, TypeError, FileNotFoundError):
+            return None
+        return marker if layout.shard_of(name) == marker.shard_id else None
+
+    def settle(self, index: PlanIndex) -> tuple[list[int], list[Marker]]:
+        """Shards still to make, and the markers of those that are done.
+
+        A shard is done if its marker belongs to the plan and both of its files are there. What is not done
+        loses its marker, and temporary files that a crash left behind are removed.
+        """
+        done: list[Marker] = []
+        for name in self.store.list(layout.DONE):
+            marker = self.marker(name)
+            if marker is not None and self._is_whole(marker, index):
+                done.append(marker)
+            else:
+                self.store.delete(name)
+        self.store.remove_leftovers()
+        finished = {marker.shard_id for marker in done}
+        return [shard_id for shard_id in range(index.num_shards) if shard_id not in finished], done
+
+    def log(self, event: str, **facts: object) -> None:
+        """Add one line to the run's event log."""
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}
+        self.store.append(layout.EVENTS, json.dumps(line, ensure_ascii=False))
+
+    def _is_whole(self, marker: Marker, index: PlanIndex) -> bool:
+        files = (layout.metadata_file(marker.shard_id), layout.images_file(marker.shard_id))
+        planned = marker.shard_id < index.num_shards and index.shards[marker.shard_id] == marker.draws_sha256
+        return planned and all(self.store.exists(name) for name in files)
+
+
+def make_job(config: JobConfig, base_dir: Path, model: Any, scorers: list[Any], versions: dict[str, str]) -> JobRecord:
+    """The record of a job from its resolved model and scorer cards (dataclasses)."""
+    cards = {card.name: asdict(card) for card in scorers}
+    return JobRecord(config=config, base_dir=str(base_dir), model=asdict(model), scorers=cards, versions=versions)
+
+
+def _read_job(store: LocalStore) -> JobRecord | None:
+    where = f"{store.root}/{layout.JOB}"
+    try:
+        raw = yaml.safe_load(store.get(layout.JOB))
+        config = parse(raw["config"], where)
+        return JobRecord(config=config, base_dir=raw["base_dir"], model=raw["model"], scorers=raw["scorers"], versions=raw["versions"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError as error:
+        raise RunFolderError(f"{where}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+        raise RunFolderError(f"{where}: is damaged; restore it, or choose another --out") from None
+
+
+def _refuse_other_job(store: LocalStore, old: JobRecord, new: JobRecord) -> None:
+    if old.fingerprint == new.fingerprint:
+        return
+    before, after = old.identity(), new.identity()
+    changed = [f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in sorted(before | after) if before.get(key) != after.get(key)]
+    raise RunFolderError(
+        f"{store.root}: holds job {old.fingerprint}, this is job {new.fingerprint}: {'; '.join(changed[:3])}"
+        f"{f' and {len(changed) - 3} more' if len(changed) > 3 else ''}; set it back, or choose another --out"
+    )
+
+
+def _refuse_foreign_folder(store: LocalStore) -> None:
+    root = Path(store.root)
+    if root.exists() and not root.is_dir():
+        raise RunFolderError(f"{root}: is a file; choose another --out")
+    if root.is_dir() and any(not entry.name.startswith(".") for entry in root.iterdir()):
+        raise RunFolderError(f"{root}: is not empty and holds no promptmill run; choose an empty or a new folder")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,84 @@
+"""One worker: loads the models once, then turns shard numbers into committed shards.
+
+The local executor calls it directly, the Ray executor from inside an actor; it knows neither.
+"""
+
+import importlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline import plan, scorers
+from pipeline.models.resolve import ModelCard
+from pipeline.scorers.resolve import ScorerCard
+from pipeline.shard import Stages, run_shard
+from pipeline.store import open_store
+from schemas.config import JobConfig
+from schemas.records import ShardResult
+
+SHARDS_AT_ONCE = 2  # one samples while the other's last images are encoded and written
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkOrder:
+    """All that a worker needs to know, small and plain enough to be sent anywhere.
+
+    ``model_loader`` names the function (``module:name``) that makes the ImageModel; tests put a fake there.
+    """
+
+    root: str
+    config: Mapping[str, Any]
+    model: ModelCard
+    scorers: tuple[ScorerCard, ...]
+    model_loader: str = "pipeline.models:load_model"
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class ShardWorker:
+    """Holds the models of one process. ``run`` may be called from ``SHARDS_AT_ONCE`` threads."""
+
+    def __init__(self, order: WorkOrder) -> None:
+        os.environ.update(order.environment)
+        started = time.perf_counter()
+        config = JobConfig.model_validate(order.config)
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self.sampled = 0
+        self._stages = Stages(
+            config=config,
+            model=_load(order.model_loader)(order.model, config.model),
+            scorers=[scorers.load_scorer(card, cpu_threads=config.model.cpu_threads) for card in order.scorers],
+            store=open_store(order.root),
+            encoders=ThreadPoolExecutor(max_workers=config.model.cpu_threads, thread_name_prefix="encode"),
+            worker=f"{socket.gethostname()}:{os.getpid()}",
+            on_batch=self._count,
+        )
+        self.load_seconds = time.perf_counter() - started
+
+    @property
+    def stages(self) -> Stages:
+        """What the worker keeps loaded."""
+        return self._stages
+
+    def run(self, shard_id: int, *, keep_failures: bool = True) -> ShardResult:
+        """Make and commit one shard of the plan."""
+        shard = plan.read_shard(self._stages.store, shard_id)
+        return run_shard(shard, self._stages, stop=self._stop.is_set, keep_failures=keep_failures)
+
+    def stop(self) -> None:
+        """Finish the current batch, put unfinished shards aside, take no further ones."""
+        self._stop.set()
+
+    def _count(self, num_draws: int) -> None:
+        with self._lock:
+            self.sampled += num_draws
+
+
+def _load(dotted: str) -> Any:
+    module, _, name = dotted.partition(":")
+    return getattr(importlib.import_module(module), name)
