@@ -61,8 +61,8 @@ class RunDir:
         return cls(store, job)
 
     @classmethod
-    def start(cls, path: str | Path, job: JobRecord) -> tuple[Self, bool]:
-        """Begin a run, or take up an earlier one of the same job; True means it was taken up.
+    def claim(cls, path: str | Path, job: JobRecord) -> Self:
+        """The folder for a job, new or taken up again; nothing is written yet.
 
         Raises RunFolderError if the folder holds another job, or something that is no run.
         """
@@ -70,18 +70,24 @@ class RunDir:
         old = _read_job(store)
         if old is not None:
             _refuse_other_job(store, old, job)
-            return cls(store, old), True
-        _refuse_foreign_folder(store)
+        else:
+            _refuse_foreign_folder(store)
+        return cls(store, job)
+
+    def begin(self) -> bool:
+        """Write ``job.yaml`` unless it is there; True if it was, so the run is taken up again."""
+        if self.store.exists(layout.JOB):
+            return True
         record = {
-            "fingerprint": job.fingerprint,
-            "versions": job.versions,
-            "model": job.model,
-            "scorers": job.scorers,
-            "base_dir": job.base_dir,
-            "config": job.config.model_dump(mode="json"),
+            "fingerprint": self.job.fingerprint,
+            "versions": self.job.versions,
+            "model": self.job.model,
+            "scorers": self.job.scorers,
+            "base_dir": self.job.base_dir,
+            "config": self.job.config.model_dump(mode="json"),
         }
-        store.put(layout.JOB, yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())
-        return cls(store, job), False
+        self.store.put(layout.JOB, yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())
+        return False
 
     @property
     def plan(self) -> PlanIndex:

@@ -24,6 +24,7 @@ from schemas.seeds import noise_seed
 from schemas.tables import draw_from_row, draw_row, plan_schema
 
 OpenPrompts = Callable[[], Iterator[Prompt]]
+ExpandPrompt = Callable[[Prompt], Iterator[Draw]]
 
 
 def expand(prompt: Prompt, config: JobConfig, *, model: str, revision: str, width: int, height: int) -> Iterator[Draw]:
@@ -83,15 +84,43 @@ def draws_digest(draws: Iterable[Draw]) -> str:
     return hashlib.sha256("\n".join(draw.sample_id for draw in draws).encode()).hexdigest()[:16]
 
 
-def make_plan(store: Store, open_prompts: OpenPrompts, expand_prompt: Callable[[Prompt], Iterator[Draw]], shard_size: int) -> PlanIndex:
-    """Plan a new run, take up the plan of an old one, or extend it by prompts appended to the source.
+def survey(store: Store, open_prompts: OpenPrompts) -> PlanIndex | None:
+    """Read all prompts once and write nothing: the old plan if it still holds, None if one must be written.
 
-    Raises PromptError if two prompts share an id, or if prompts that were planned before have changed.
+    Raises PromptError if a row is not a prompt, if two prompts share an id, or if prompts that were planned
+    before have changed; appended ones are welcome.
     """
     old = read_index(store)
-    if old is not None and _unchanged(old, open_prompts, store):
-        return old
-    return _write(store, open_prompts, expand_prompt, shard_size)
+    digest = _PromptDigest()
+    for prompt in open_prompts():
+        if old is not None and digest.count == old.num_prompts and digest.hexdigest() != old.prompts_sha256:
+            break
+        digest.add(prompt)
+    if old is not None and digest.count <= old.num_prompts and digest.hexdigest() != old.prompts_sha256:
+        raise PromptError(_difference(old, open_prompts, store))
+    _refuse_repeated_ids(digest, open_prompts)
+    return old if old is not None and digest.count == old.num_prompts else None
+
+
+def write_plan(store: Store, open_prompts: OpenPrompts, expand_prompt: ExpandPrompt, shard_size: int) -> PlanIndex:
+    """Write the plan of all prompts; what was planned before comes out the same. The index is written last."""
+    digest = _PromptDigest()
+
+    def draws_of_prompts() -> Iterator[list[Draw]]:
+        for prompt in open_prompts():
+            digest.add(prompt)
+            yield list(expand_prompt(prompt))
+
+    shards = _as_tables(cut(draws_of_prompts(), shard_size))
+    digests: list[str] = []
+    num_draws = 0
+    while part := list(islice(shards, layout.SHARDS_PER_PLAN_FILE)):
+        store.put(layout.plan_file(len(digests)), _plan_bytes([table for _, table in part]))
+        num_draws += sum(table.num_rows for _, table in part)
+        digests += [shard_digest for shard_digest, _ in part]
+    index = PlanIndex(num_prompts=digest.count, num_draws=num_draws, prompts_sha256=digest.hexdigest(), shards=tuple(digests))
+    store.put(layout.PLAN_INDEX, json.dumps(asdict(index)).encode())
+    return index
 
 
 def read_index(store: Store) -> PlanIndex | None:
@@ -146,51 +175,23 @@ def _id_digest(prompt: Prompt) -> int:
     return int.from_bytes(hashlib.sha256(prompt.id.encode()).digest()[:8], "big")
 
 
-def _unchanged(old: PlanIndex, open_prompts: OpenPrompts, store: Store) -> bool:
-    """True if the source still has exactly the planned prompts, False if some were appended."""
-    digest = _PromptDigest()
-    prompts = open_prompts()
-    for prompt in islice(prompts, old.num_prompts):
-        digest.add(prompt)
-    if digest.count < old.num_prompts or digest.hexdigest() != old.prompts_sha256:
-        raise PromptError(_difference(old, open_prompts, store, digest.count))
-    return next(prompts, None) is None
-
-
-def _difference(old: PlanIndex, open_prompts: OpenPrompts, store: Store, found: int) -> str:
+def _difference(old: PlanIndex, open_prompts: OpenPrompts, store: Store) -> str:
     """Where the prompts first differ from those that were planned."""
     remedy = "prompts may only be appended to a started run; put the old ones back, or choose another --out"
     planned = (draw for shard_id in range(len(old.shards)) for draw in read_shard(store, shard_id).draws if draw.draw_index == 0)
-    for number, (prompt, draw) in enumerate(zip(open_prompts(), planned, strict=False)):
+    found = 0
+    for prompt, draw in zip(open_prompts(), planned, strict=False):
         if (prompt.id, prompt.text, prompt.label, dict(prompt.tags)) != (draw.prompt_id, draw.prompt, draw.label, dict(draw.tags)):
-            return f"{store.root}: prompt {number} was {_shown(draw.prompt_id, draw.prompt)} and is now {_shown(prompt.id, prompt.text)}; {remedy}"
-    return f"{store.root}: was planned with {old.num_prompts} prompts, the source now has {found} of them unchanged; {remedy}"
+            was, now = _shown(draw.prompt_id, draw.prompt), _shown(prompt.id, prompt.text)
+            return f"{store.root}: prompt {found} (from 0) was {was} and is now {now}; {remedy}"
+        found += 1
+    if found < old.num_prompts:
+        return f"{store.root}: was planned with {old.num_prompts} prompts, the source now ends after {found}; {remedy}"
+    return f"{store.root}: the negative prompts have changed since the run was planned; {remedy}"
 
 
 def _shown(prompt_id: str, text: str) -> str:
     return f"{prompt_id} {text[:40] + '…' if len(text) > 40 else text!r}"
-
-
-def _write(store: Store, open_prompts: OpenPrompts, expand_prompt: Callable[[Prompt], Iterator[Draw]], shard_size: int) -> PlanIndex:
-    digest = _PromptDigest()
-
-    def draws_of_prompts() -> Iterator[list[Draw]]:
-        for prompt in open_prompts():
-            digest.add(prompt)
-            yield list(expand_prompt(prompt))
-
-    shards = cut(draws_of_prompts(), shard_size)
-    digests: list[str] = []
-    num_draws = 0
-    while part := list(islice(_as_tables(shards), layout.SHARDS_PER_PLAN_FILE)):
-        first = len(digests)
-        num_draws += sum(table.num_rows for _, table in part)
-        digests += [shard_digest for shard_digest, _ in part]
-        store.put(layout.plan_file(first), _plan_bytes([table for _, table in part]))
-    _refuse_repeated_ids(digest, open_prompts)
-    index = PlanIndex(num_prompts=digest.count, num_draws=num_draws, prompts_sha256=digest.hexdigest(), shards=tuple(digests))
-    store.put(layout.PLAN_INDEX, json.dumps(asdict(index)).encode())
-    return index
 
 
 def _as_tables(shards: Iterator[Shard]) -> Iterator[tuple[str, pa.Table]]:

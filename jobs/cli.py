@@ -1,0 +1,185 @@
+"""The command line: each command parses, calls one function, prints. Data goes to stdout, progress to stderr.
+
+Heavy packages are imported inside the commands, so that ``--help`` and ``query`` start at once.
+"""
+
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from schemas.errors import PromptmillError
+
+CONFIG = click.argument("config", type=click.Path(path_type=Path))
+RUN = click.argument("run", type=click.Path(path_type=Path))
+SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one field, e.g. sampling.steps=20. Repeatable.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="promptmill")
+def cli() -> None:
+    """Prompts to image datasets: Ray actors running latent diffusion, CLIP scores, Parquet."""
+
+
+@cli.command()
+@CONFIG
+@SET
+def plan(config: Path, overrides: Sequence[str]) -> None:
+    """Expand a job and show what it would make. Writes nothing, needs no GPU."""
+    from jobs.plan import summarize
+    from jobs.prepare import prepare
+    from jobs.tables import plan_table
+
+    _stdout().print(plan_table(summarize(prepare(config, overrides))))
+
+
+@cli.command()
+@CONFIG
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: output.dir, else runs/NAME]")
+@click.option("--executor", type=click.Choice(["ray", "local"]), help="Override executor.kind.")
+@SET
+def run(config: Path, out: Path | None, executor: str | None, overrides: Sequence[str]) -> None:
+    """Start a job, or go on where it stopped: the same command resumes.
+
+    Exit status: 0 all made, 1 some draws failed, 2 a mistake in the input, 130 stopped by Ctrl-C.
+    """
+    from jobs import run as run_verb
+    from jobs.prepare import prepare
+    from jobs.progress import display
+    from jobs.tables import run_table
+
+    if executor:
+        overrides = [*overrides, f"executor.kind={executor}"]
+    prepared = prepare(config, overrides)
+    with display(_stderr()) as shown:
+        report = run_verb.run(prepared, out=out, on_tally=shown.tally, on_message=shown.message)
+    _stdout().print(run_table(report))
+    if report.stopped:
+        click.echo(f"stopped; to go on: {shlex.join(['promptmill', *sys.argv[1:]])}", err=True)
+    sys.exit(report.exit_code)
+
+
+@cli.command()
+@RUN
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(run: Path, as_json: bool) -> None:
+    """Progress, rate, failures of a run: while it goes on or after."""
+    from jobs.run_dir import RunDir
+    from jobs.status import render, to_json
+    from jobs.status import status as read_status
+
+    found = read_status(RunDir.open(run))
+    if as_json:
+        click.echo(to_json(found))
+    else:
+        _stdout().print(render(found))
+
+
+@cli.command()
+@RUN
+@click.argument("sql")
+@click.option("--format", "form", type=click.Choice(["table", "json", "ndjson", "csv", "parquet"]), default="table", show_default=True)
+def query(run: Path, sql: str, form: str) -> None:
+    """Ask a run with SQL (DuckDB), over the views metadata, images and failed. Reads only.
+
+    Example: promptmill query runs/demo "select status, count(*) from metadata group by 1"
+    """
+    from jobs.query import print_result
+    from jobs.query import query as ask
+
+    print_result(ask([run], sql), form)
+
+
+@cli.command()
+@RUN
+@click.option("--regenerate", default=0, show_default=True, metavar="N", help="Make N images again and compare their bytes.")
+def verify(run: Path, regenerate: int) -> None:
+    """Check a run: checksums, row counts, agreement of the tables with the plan and with each other."""
+    from jobs.run_dir import RunDir
+    from jobs.verify import verify as check
+
+    run_dir = RunDir.open(run)
+    report = check(run_dir, regenerate=regenerate, remake=_remaker(run_dir) if regenerate else None)
+    for problem in report.problems:
+        click.echo(str(problem), err=True)
+    click.echo(report.summary())
+    sys.exit(0 if report.ok else 1)
+
+
+@cli.command()
+@RUN
+@click.argument("png", type=click.Path(path_type=Path))
+@click.option("--where", default="status = 'accepted'", show_default=True, help="SQL condition on the metadata.")
+@click.option("--limit", default=64, show_default=True, type=click.IntRange(1, 1000))
+def show(run: Path, png: Path, where: str, limit: int) -> None:
+    """Write a contact sheet of a run's images, each with its prompt and score."""
+    from jobs.show import contact_sheet
+
+    count = contact_sheet(run, png, where=where, limit=limit)
+    click.echo(f"{png}: {count} images")
+
+
+@cli.command()
+@CONFIG
+@click.option("--draws", default=128, show_default=True, type=click.IntRange(8), help="Images per round.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
+@SET
+def bench(config: Path, draws: int, rounds: int, overrides: Sequence[str]) -> None:
+    """Images per second here: a bare diffusers loop against the whole pipeline, interleaved, and where the time goes."""
+    from jobs.bench import bench as measure
+    from jobs.prepare import prepare
+    from jobs.progress import display
+    from jobs.tables import bench_table
+
+    with display(_stderr()) as shown:
+        result = measure(prepare(config, overrides), draws=draws, rounds=rounds, on_message=shown.message)
+    _stdout().print(bench_table(result))
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=Path())
+def doctor(folder: Path) -> None:
+    """Check this installation: devices, packages, weights, and write access to FOLDER."""
+    from jobs.doctor import doctor as examine
+
+    checks = examine(folder)
+    for check in checks:
+        click.echo(str(check))
+    sys.exit(0 if all(check.ok for check in checks) else 1)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: a user's mistake becomes one line and exit status 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        cli.main(args=None if argv is None else list(argv), prog_name="promptmill", standalone_mode=True)
+    except PromptmillError as error:
+        click.echo(f"promptmill: {error}", err=True)
+        sys.exit(2)
+
+
+def _remaker(run_dir: Any) -> Any:
+    """Makes draws again with the run's own model; loaded only when asked for."""
+    from jobs.remake import remaker
+
+    return remaker(run_dir)
+
+
+def _stdout() -> Any:
+    from rich.console import Console
+
+    return Console(soft_wrap=not sys.stdout.isatty())
+
+
+def _stderr() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""``promptmill plan``: what a job would make, without a GPU and without writing anything."""
+
+from dataclasses import dataclass
+
+from jobs.prepare import Prepared
+from pipeline.plan import batches, cut
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSummary:
+    """Counts of a plan; sizes in pixels. ``repeated_prompts`` counts prompts whose text an earlier one has."""
+
+    num_prompts: int
+    num_draws: int
+    num_shards: int
+    num_batches: int
+    padded_draws: int
+    repeated_prompts: int
+    width: int
+    height: int
+    model: str
+    revision: str
+    examples: tuple[str, ...]
+
+
+def summarize(prepared: Prepared) -> PlanSummary:
+    """Expand the whole job, streamed. Raises PromptError on a bad source."""
+    texts: set[int] = set()
+    prompts = draws = shards = calls = 0
+    examples: list[str] = []
+    batch_size = prepared.config.sampling.batch_size
+
+    def draws_of_prompts():  # noqa: ANN202 - a generator of draw lists
+        nonlocal prompts
+        for prompt in prepared.open_prompts():
+            prompts += 1
+            texts.add(hash(prompt.text))
+            if len(examples) < 3:
+                examples.append(prompt.text)
+            yield list(prepared.expand(prompt))
+
+    first = None
+    for shard in cut(draws_of_prompts(), prepared.config.output.shard_size):
+        first = first or shard.draws[0]
+        shards += 1
+        draws += len(shard.draws)
+        calls += len(batches(shard.draws, batch_size))
+    assert first is not None  # an empty source is refused by open_prompts
+    return PlanSummary(
+        num_prompts=prompts,
+        num_draws=draws,
+        num_shards=shards,
+        num_batches=calls,
+        padded_draws=calls * batch_size - draws,
+        repeated_prompts=prompts - len(texts),
+        width=first.width,
+        height=first.height,
+        model=prepared.model.name,
+        revision=prepared.model.revision,
+        examples=tuple(examples),
+    )

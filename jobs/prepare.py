@@ -1,0 +1,68 @@
+"""From a configuration file to a job that is known to be possible: everything that can be refused early is refused here."""
+
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.run_dir import JobRecord, make_job
+from pipeline.models.resolve import ModelCard, check_sampling, resolve_model
+from pipeline.plan import expand
+from pipeline.prompts import read_prompts
+from pipeline.scorers.resolve import ScorerCard, resolve_scorer
+from schemas.config import JobConfig
+from schemas.config_load import load
+from schemas.records import Draw, Prompt
+
+RECORDED = ("promptmill", "torch", "diffusers", "transformers", "open_clip_torch", "ray", "pyarrow", "pillow", "numpy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A validated job: its configuration and what its model and scorers were resolved to."""
+
+    name: str
+    config: JobConfig
+    base_dir: Path
+    model: ModelCard
+    scorers: tuple[ScorerCard, ...]
+
+    @property
+    def out(self) -> Path:
+        """The run folder, unless the command line names another."""
+        return Path(self.config.output.dir or f"runs/{self.name}")
+
+    def open_prompts(self) -> Iterator[Prompt]:
+        """The prompts, from the start."""
+        return read_prompts(self.config.prompts, base_dir=self.base_dir)
+
+    def expand(self, prompt: Prompt) -> Iterator[Draw]:
+        """The draws of one prompt."""
+        sampling = self.config.sampling
+        width, height = sampling.width or self.model.width, sampling.height or self.model.height
+        return expand(prompt, self.config, model=self.model.name, revision=self.model.revision, width=width, height=height)
+
+    def job(self) -> JobRecord:
+        """What ``job.yaml`` records."""
+        return make_job(self.config, self.base_dir, self.model, list(self.scorers), versions())
+
+
+def prepare(config_path: str | Path, overrides: Sequence[str] = ()) -> Prepared:
+    """Load a configuration and resolve its model and scorers, without torch. Raises UserError."""
+    config = load(config_path, overrides)
+    base_dir = Path(config_path).resolve().parent
+    model = resolve_model(config.model, base_dir=base_dir)
+    check_sampling(model, config.sampling)
+    scorers = tuple(resolve_scorer(name, scorer, base_dir=base_dir) for name, scorer in config.scorers.items())
+    return Prepared(name=Path(config_path).stem, config=config, base_dir=base_dir, model=model, scorers=scorers)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that can change an image or a file."""
+    found = {}
+    for name in RECORDED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

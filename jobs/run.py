@@ -1,0 +1,208 @@
+"""``promptmill run``: start a job, or take it up where it stopped. The whole course of a run is in ``run``."""
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from jobs.executor import Control, Executor
+from jobs.prepare import Prepared
+from jobs.run_dir import RunDir
+from pipeline import plan
+from pipeline.worker import WorkOrder
+from schemas.records import PlanIndex, ShardResult
+
+STOPPED = 130  # exit status after Ctrl-C
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """Counts of a run while it goes on. Draws of earlier starts are in ``before``; seconds are wall clock."""
+
+    planned: int
+    before: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    failed: int = 0
+    sampled: int = 0
+    workers: int = 0
+    retries: int = 0
+    abandoned: int = 0
+    started: float = field(default_factory=time.monotonic)
+    first_ready: float | None = None
+    stages: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def committed(self) -> int:
+        """Draws committed by this start."""
+        return self.accepted + self.rejected + self.failed
+
+    def add(self, result: ShardResult) -> None:
+        """Count a committed shard."""
+        self.accepted += result.accepted
+        self.rejected += result.rejected
+        self.failed += result.failed
+        self.stages.update(result.seconds)
+
+    @property
+    def startup_seconds(self) -> float:
+        """From the start of the run until the first worker was ready."""
+        return (self.first_ready or time.monotonic()) - self.started
+
+    @property
+    def steady_seconds(self) -> float:
+        """Since the first worker was ready."""
+        return time.monotonic() - self.first_ready if self.first_ready else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """How a run ended. Counts are over the whole dataset, rates over this start."""
+
+    root: str
+    planned: int
+    accepted: int
+    rejected: int
+    failed: int
+    made_now: int
+    abandoned: int
+    stopped: bool
+    startup_seconds: float
+    steady_seconds: float
+    workers: int
+    stages: dict[str, float]
+
+    @property
+    def exit_code(self) -> int:
+        """0 all made, 1 some draws failed or were abandoned, 130 stopped."""
+        return STOPPED if self.stopped else int(bool(self.failed or self.abandoned))
+
+    @property
+    def images_per_second(self) -> float:
+        """Of this start, from the first ready worker on."""
+        return self.made_now / self.steady_seconds if self.steady_seconds else 0.0
+
+
+def run(
+    prepared: Prepared,
+    *,
+    out: Path | None = None,
+    model_loader: str = "pipeline.models:load_model",
+    on_tally: Callable[[Tally], None] = lambda tally: None,
+    on_message: Callable[[str], None] = lambda text: None,
+) -> RunReport:
+    """Make everything of the job that is not made yet. Raises UserError; whatever was committed stays."""
+    run_dir = RunDir.claim(out or prepared.out, prepared.job())
+    index, resumed = _plan(run_dir, prepared)
+    todo, done = run_dir.settle(index)
+    run_dir.log("resume" if resumed else "start", draws=index.num_draws, shards=index.num_shards, shards_done=len(done))
+    tally = Tally(planned=index.num_draws, before=sum(marker.draws for marker in done))
+    if resumed:
+        on_message(f"{run_dir.store.root}: {len(done)} of {index.num_shards} shards are done, going on with the rest")
+    stopped = False
+    if todo:
+        order = WorkOrder(
+            root=run_dir.store.root,
+            config=prepared.config.model_dump(mode="json"),
+            model=prepared.model,
+            scorers=prepared.scorers,
+            model_loader=model_loader,
+        )
+        stopped = _execute(run_dir, order, todo, tally, on_tally, on_message)
+    report = _report(run_dir, index, tally, stopped)
+    run_dir.log("drained" if stopped else "finish", **{k: v for k, v in asdict(report).items() if k not in ("root", "stages")})
+    return report
+
+
+def _plan(run_dir: RunDir, prepared: Prepared) -> tuple[PlanIndex, bool]:
+    """Check all prompts before anything is written; then the plan, and whether the run is taken up again."""
+    index = plan.survey(run_dir.store, prepared.open_prompts)
+    resumed = run_dir.begin()
+    if index is None:
+        index = plan.write_plan(run_dir.store, prepared.open_prompts, prepared.expand, prepared.config.output.shard_size)
+    return index, resumed
+
+
+def _execute(
+    run_dir: RunDir,
+    order: WorkOrder,
+    todo: list[int],
+    tally: Tally,
+    on_tally: Callable[[Tally], None],
+    on_message: Callable[[str], None],
+) -> bool:
+    """Run the shards; True if the user stopped it."""
+    config = run_dir.job.config
+
+    def on_event(event: str, **facts: object) -> None:
+        run_dir.log(event, **facts)
+        tally.workers += {"worker_ready": 1, "worker_lost": -1}.get(event, 0)
+        tally.retries += event == "shard_retry"
+        tally.abandoned += event == "shard_abandoned"
+        if event == "worker_ready" and tally.first_ready is None:
+            tally.first_ready = time.monotonic()
+        if event in ("worker_lost", "shard_retry", "shard_abandoned"):
+            on_message(f"{event.replace('_', ' ')}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
+        on_tally(tally)
+
+    def on_sampled(draws: int) -> None:
+        tally.sampled = draws
+        on_tally(tally)
+
+    control = Control(config=config.executor, cpu_threads=config.model.cpu_threads, on_event=on_event, on_sampled=on_sampled)
+    with _interruptible(control, on_message):
+        for result in _executor(config.executor.kind)(order, todo, control):
+            if not result.drained:
+                tally.add(result)
+                run_dir.log("shard_done", shard_id=result.shard_id, worker=result.worker, draws=result.draws, failed=result.failed)
+            on_tally(tally)
+    return control.stop.is_set()
+
+
+def _executor(kind: str) -> Executor:
+    if kind == "local":
+        from jobs.local import run_local
+
+        return run_local
+    from jobs.ray_pool import run_on_ray
+
+    return run_on_ray
+
+
+@contextmanager
+def _interruptible(control: Control, on_message: Callable[[str], None]) -> Iterator[None]:
+    """The first SIGINT or SIGTERM drains the run, a second one ends the process at once; neither loses anything."""
+
+    def handle(signum: int, frame: object) -> None:
+        if control.stop.is_set():
+            os._exit(STOPPED)
+        control.stop.set()
+        on_message("stopping: finishing the current batches (press Ctrl-C again to stop at once; nothing is lost either way)")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _report(run_dir: RunDir, index: PlanIndex, tally: Tally, stopped: bool) -> RunReport:
+    markers = run_dir.markers()
+    counts = {name: sum(getattr(marker, name) for marker in markers) for name in ("accepted", "rejected", "failed")}
+    return RunReport(
+        root=run_dir.store.root,
+        planned=index.num_draws,
+        **counts,
+        made_now=tally.committed,
+        abandoned=tally.abandoned,
+        stopped=stopped and sum(counts.values()) < index.num_draws,
+        startup_seconds=round(tally.startup_seconds, 2),
+        steady_seconds=round(tally.steady_seconds, 2),
+        workers=tally.workers,
+        stages={stage: round(seconds, 2) for stage, seconds in tally.stages.items()},
+    )

@@ -1,0 +1,81 @@
+"""Results as rich tables, for the command line."""
+
+import os
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from jobs.plan import PlanSummary
+
+if TYPE_CHECKING:  # these modules import torch or start-up heavy parts
+    from jobs.bench import BenchResult
+    from jobs.run import RunReport
+
+
+def plan_table(plan: PlanSummary) -> RenderableType:
+    """What a job would make."""
+    table = _facts()
+    table.add_row("model", f"{plan.model} @ {plan.revision}")
+    table.add_row("images", f"{plan.num_draws:,} of {plan.num_prompts:,} prompts, {plan.width} x {plan.height} px")
+    table.add_row("shards", f"{plan.num_shards:,}, in {plan.num_batches:,} batches ({plan.padded_draws:,} places filled up)")
+    if plan.repeated_prompts:
+        table.add_row("repeated prompts", f"{plan.repeated_prompts:,} have the text of an earlier one; each still gets noise of its own")
+    for number, text in enumerate(plan.examples):
+        table.add_row("for example" if number == 0 else "", text if len(text) <= 100 else text[:99] + "…")
+    return table
+
+
+def run_table(report: "RunReport") -> RenderableType:
+    """How a run ended, and what to do next."""
+    made = report.accepted + report.rejected + report.failed
+    table = _facts()
+    table.add_row("images", f"{made:,} of {report.planned:,}")
+    for name, style in (("accepted", "green"), ("rejected", "yellow"), ("failed", "red")):
+        count = getattr(report, name)
+        table.add_row(name, Text(f"{count:,}  ({count / max(1, made):.1%})", style=style if count else "dim"))
+    if report.made_now:
+        table.add_row("speed", f"{report.images_per_second:.2f} images/s with {report.workers} workers, after {report.startup_seconds:.1f} s of start-up")
+        table.add_row("device time", _shares(report))
+    root = os.path.relpath(report.root) if not report.root.startswith("..") else report.root
+    table.add_row("dataset", root)
+    if report.stopped or not made:
+        return table
+    return Group(
+        table,
+        Text("\nnext:"),
+        Text(f'  promptmill query {root} "select status, reason, count(*) as images from metadata group by all order by images desc"'),
+        Text(f'  promptmill query {root} "select prompt, seed, status from metadata order by sample_id limit 10"'),
+        Text(f"  promptmill show {root} sheet.png"),
+    )
+
+
+def bench_table(result: "BenchResult") -> RenderableType:
+    """The bare loop against the pipeline, and the seconds per stage."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"{result.draws} images a round, {result.rounds} rounds, interleaved, on {result.machine}", title_justify="left")
+    for heading in ("way", "images/s (median)", "lowest - highest", "start-up s"):
+        table.add_column(heading, justify="left" if heading == "way" else "right")
+    for way in result.ways:
+        table.add_row(way.name, f"{way.median:.2f}", f"{way.lowest:.2f} - {way.highest:.2f}", f"{way.startup_seconds:.1f}")
+    stages = Table(box=box.SIMPLE_HEAD)
+    for heading in ("stage of the pipeline", "ms per image", "share of the workers' time"):
+        stages.add_column(heading, justify="left" if heading.startswith("stage") else "right")
+    for stage, seconds, share in result.stages:
+        stages.add_row(stage, f"{seconds * 1000:.1f}", f"{share:.1%}")
+    return Group(table, Text(f" pipeline / bare loop: {result.ratio:.2f}\n", style="bold"), stages)
+
+
+def _shares(report: "RunReport") -> str:
+    """Share of the workers' time that sampling and scoring took."""
+    total = report.steady_seconds * max(1, report.workers)
+    busy = report.stages.get("sample", 0.0) + report.stages.get("score", 0.0)
+    return f"{min(1.0, busy / total):.0%} busy: sampling {report.stages.get('sample', 0.0) / total:.0%}, scoring {report.stages.get('score', 0.0) / total:.0%}"
+
+
+def _facts() -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
