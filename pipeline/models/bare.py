@@ -1,0 +1,48 @@
+"""The loop that one would write without promptmill: the measure of what the pipeline costs. For ``bench`` only."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from pipeline.models.resolve import ModelCard
+from pipeline.models.samplers import make_scheduler
+from pipeline.scorers.base import Scorer
+from schemas.records import Draw
+
+
+class BareLoop:
+    """One pipeline, batches of prompts, one generator per image, the same CLIP forward pass; nothing is kept."""
+
+    def __init__(self, card: ModelCard, dtype: str, threads: int) -> None:
+        self._threads = threads
+        self._pipe: Any = DiffusionPipeline.from_pretrained(
+            card.folder, torch_dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
+        )
+        self._pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+        self._pipe.set_progress_bar_config(disable=True)
+
+    def images_per_second(self, draws: Sequence[Draw], batch_size: int, scorers: Sequence[Scorer]) -> float:
+        """Draw and score all of them; all draws share their call key and batches are full."""
+        first = draws[0]
+        if first.scheduler != "default":
+            self._pipe.scheduler = make_scheduler(first.scheduler, self._pipe.scheduler.config)
+        torch.set_num_threads(self._threads)
+        started = time.perf_counter()
+        for i in range(0, len(draws), batch_size):
+            batch = draws[i : i + batch_size]
+            images = self._pipe(
+                prompt=[draw.prompt for draw in batch],
+                negative_prompt=[draw.negative_prompt for draw in batch],
+                num_inference_steps=first.steps,
+                guidance_scale=first.guidance_scale,
+                width=first.width,
+                height=first.height,
+                generator=[torch.Generator("cpu").manual_seed(draw.seed) for draw in batch],
+                output_type="np",
+            ).images
+            for scorer in scorers:
+                scorer.score((images * 255).round().astype("uint8"), [draw.prompt for draw in batch])
+        return len(draws) / (time.perf_counter() - started)

@@ -1,0 +1,164 @@
+"""Fakes behind the pipeline's own protocols, for faults and for speed. Real models are used where pixels matter.
+
+Words in a prompt make the fake model misbehave: ``RAISE`` (the batch raises), ``NAN`` (not finite),
+``BLANK`` (one flat colour), ``EXIT`` (the process dies, once per marker file), ``SLOW`` (a tenth of a second).
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.prepare import Prepared
+from pipeline.models.base import Generated
+from pipeline.models.resolve import ModelCard
+from pipeline.scorers.resolve import ScorerCard
+from schemas.config import JobConfig, ModelConfig
+from schemas.config_load import parse
+from schemas.records import Draw, Outcome
+
+LOADER = "tests.fakes:load_fake"
+CARD = ModelCard(
+    name="fake",
+    revision="sha256:0123456789abcdef",
+    folder="/nowhere",
+    pipeline_class="FakePipeline",
+    width=16,
+    height=16,
+    size_multiple=8,
+    max_size=None,
+    scheduler="DDIMScheduler",
+    prediction_type="epsilon",
+)
+
+
+class FakeModel:
+    """Images that are a pure function of the draw: noise of its seed, tinted by its guidance."""
+
+    name = CARD.name
+    revision = CARD.revision
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def generate(self, draws: Sequence[Draw]) -> Generated:
+        self.calls.append(len(draws))
+        for draw in draws:
+            _misbehave(draw.prompt)
+        images = np.stack([_image(draw) for draw in draws])
+        words = [len(draw.prompt.split()) for draw in draws]
+        return Generated(
+            images_NHWC=images,
+            finite=np.array(["NAN" not in draw.prompt for draw in draws]),
+            prompt_tokens=words,
+            prompt_truncated=[count > 75 for count in words],
+            safety_flagged=[None] * len(draws),
+        )
+
+
+class Brightness:
+    """A scorer in ten lines: the mean pixel, 0 to 1."""
+
+    def __init__(self, card: ScorerCard) -> None:
+        self.name, self.version = card.name, "brightness/1"
+
+    def score(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        means = images_NHWC.reshape(len(images_NHWC), -1).mean(axis=1) / 255
+        return np.array([np.nan if "UNSURE" in p else m for m, p in zip(means, prompts, strict=True)], dtype=np.float32)
+
+
+def load_fake(card: ModelCard, config: ModelConfig) -> FakeModel:
+    """Stands in for ``pipeline.models.load_model``."""
+    return FakeModel()
+
+
+def fake_config(**sections: Any) -> JobConfig:
+    """A small valid configuration over the fake model and scorer."""
+    raw = {
+        "prompts": {"texts": [f"picture {n}" for n in range(10)], "draws_per_prompt": 2},
+        "model": "fake",
+        "sampling": {"batch_size": 4, "steps": 1},
+        "scorers": {"bright": {"type": "tests.fakes:Brightness"}},
+        "output": {"shard_size": 8},
+        "executor": {"kind": "local"},
+    }
+    for name, value in sections.items():
+        old = raw.get(name)
+        raw[name] = old | value if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return parse(raw, "test")
+
+
+def fake_job(base_dir: Path, **sections: Any) -> Prepared:
+    """A prepared job over the fake model; give ``sections`` to change the configuration."""
+    config = fake_config(**sections)
+    cards = tuple(
+        ScorerCard(name=name, type=scorer.type, version="brightness/1", model=scorer.model or "") for name, scorer in config.scorers.items()
+    )
+    return Prepared(name="job", config=config, base_dir=base_dir, model=CARD, scorers=cards)
+
+
+def make_draw(number: int = 0, **changes: Any) -> Draw:
+    """A draw of the fake model."""
+    fields: dict[str, Any] = {
+        "prompt_id": f"{number:06d}",
+        "draw_index": 0,
+        "prompt": f"picture {number}",
+        "negative_prompt": "",
+        "label": None,
+        "tags": {},
+        "mode": "text-to-image",
+        "model": CARD.name,
+        "model_revision": CARD.revision,
+        "loras": (),
+        "scheduler": "default",
+        "steps": 1,
+        "guidance_scale": 5.0,
+        "strength": None,
+        "width": 16,
+        "height": 16,
+        "seed": number,
+        "dtype": "float32",
+        "init_sha256": None,
+        "mask_sha256": None,
+        "control_sha256": None,
+    }
+    return Draw(**fields | changes)
+
+
+def make_outcome(draw: Draw | None = None, **changes: Any) -> Outcome:
+    """An outcome with an image, unless ``image=None`` is given."""
+    fields: dict[str, Any] = {
+        "draw": draw or make_draw(),
+        "image": b"bytes",
+        "image_sha256": "00",
+        "phash": "0" * 16,
+        "is_blank": False,
+        "safety_flagged": None,
+        "scores": {"bright": 0.5},
+        "scores_truncated": {"bright": None},
+        "prompt_tokens": 2,
+        "prompt_truncated": False,
+        "batch_shape": "4x16x16",
+    }
+    return Outcome(**fields | changes)
+
+
+def _image(draw: Draw) -> np.ndarray:
+    if "BLANK" in draw.prompt:
+        return np.zeros((draw.height, draw.width, 3), np.uint8)
+    return np.random.default_rng(draw.seed).integers(0, 256, (draw.height, draw.width, 3), dtype=np.uint8)
+
+
+def _misbehave(prompt: str) -> None:
+    if "SLOW" in prompt:
+        time.sleep(0.1)
+    if "RAISE" in prompt:
+        raise RuntimeError("the model does not like this prompt")
+    if "EXIT" in prompt:
+        marker = Path(prompt.split("EXIT ", 1)[1])
+        if not marker.exists():
+            marker.touch()
+            os._exit(1)

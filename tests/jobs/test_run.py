@@ -1,0 +1,198 @@
+"""Promises of a run, for both executors: same bytes, resume, extension, refusal, failures told.
+
+The fake model stands in for diffusers here; tests/jobs/test_demo.py makes the same promises with the real one.
+"""
+
+import json
+import threading
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import run as run_verb
+from jobs.prepare import Prepared
+from jobs.run_dir import RunDir
+from schemas import layout
+from schemas.errors import RunFolderError, UserError
+from tests.fakes import LOADER, fake_job
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets and files to the collector
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+LOCAL, RAY1, RAY2 = {"kind": "local"}, {"kind": "ray", "actors": 1}, {"kind": "ray", "actors": 2}
+executors = pytest.mark.parametrize("executor", [LOCAL, pytest.param(RAY2, marks=pytest.mark.slow)], ids=["local", "ray"])
+VOLATILE = (layout.DONE, layout.EVENTS, layout.JOB)
+
+
+def make(prepared: Prepared, out: Path, **options) -> run_verb.RunReport:
+    return run_verb.run(prepared, out=out, model_loader=LOADER, **options)
+
+
+def dataset(folder: Path) -> dict[str, bytes]:
+    """All files of a run but those that may differ between two runs."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: data for name, data in found.items() if not name.startswith(VOLATILE)}
+
+
+def events(folder: Path) -> list[str]:
+    return [json.loads(line)["event"] for line in (folder / layout.EVENTS).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The dataset of the fake job, made here in one go."""
+    folder = tmp_path_factory.mktemp("reference")
+    assert make(fake_job(folder), folder / "run").exit_code == 0
+    return dataset(folder / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", [RAY1, RAY2], ids=["one actor", "two actors"])
+def test_ray_writes_the_bytes_of_a_local_run(tmp_path: Path, reference: dict[str, bytes], executor: dict) -> None:
+    report = make(fake_job(tmp_path, executor=executor), tmp_path / "run")
+    assert (report.exit_code, report.accepted, report.workers) == (0, 20, executor["actors"])
+    assert dataset(tmp_path / "run") == reference
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path, reference: dict[str, bytes]) -> None:
+    make(fake_job(tmp_path), tmp_path / "run")
+    before = (tmp_path / "run" / layout.done_file(0)).read_bytes()
+    report = make(fake_job(tmp_path), tmp_path / "run")
+    assert (report.made_now, report.accepted, report.exit_code) == (0, 20, 0)
+    assert (tmp_path / "run" / layout.done_file(0)).read_bytes() == before
+    assert dataset(tmp_path / "run") == reference
+
+
+@pytest.mark.parametrize("lost", ["done/00001.json", "metadata/00001.parquet", "images/00002.parquet"])
+def test_a_shard_that_is_not_whole_is_made_again(tmp_path: Path, reference: dict[str, bytes], lost: str) -> None:
+    make(fake_job(tmp_path), tmp_path / "run")
+    (tmp_path / "run" / lost).unlink()
+    report = make(fake_job(tmp_path), tmp_path / "run")
+    assert report.made_now == {"done/00001.json": 8, "metadata/00001.parquet": 8, "images/00002.parquet": 4}[lost]
+    assert dataset(tmp_path / "run") == reference
+
+
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path, reference: dict[str, bytes]) -> None:
+    make(fake_job(tmp_path), tmp_path / "run")
+    (tmp_path / "run" / "images" / ".00009.parquet.x.tmp").write_bytes(b"half a file")
+    make(fake_job(tmp_path), tmp_path / "run")
+    assert dataset(tmp_path / "run") == reference
+
+
+@executors
+def test_a_stopped_run_commits_and_resumes_to_the_same_bytes(tmp_path: Path, executor: dict) -> None:
+    texts = [f"SLOW picture {n}" for n in range(24)]
+    job = fake_job(tmp_path, prompts={"texts": texts, "draws_per_prompt": 1}, executor=executor)
+    make(fake_job(tmp_path, prompts={"texts": texts, "draws_per_prompt": 1}), tmp_path / "whole")
+    stop = threading.Event()
+
+    def on_tally(tally: run_verb.Tally) -> None:
+        if tally.sampled and not stop.is_set():
+            stop.set()
+            signal_self()
+
+    report = make(job, tmp_path / "run", on_tally=on_tally)
+    assert report.stopped
+    assert report.exit_code == 130
+    assert report.made_now < 24
+    report = make(job, tmp_path / "run")
+    assert (report.exit_code, report.accepted) == (0, 24)
+    assert dataset(tmp_path / "run") == dataset(tmp_path / "whole")
+    assert events(tmp_path / "run").count("resume") == 1
+
+
+def signal_self() -> None:
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_appended_prompts_extend_the_run_to_what_a_fresh_one_makes(tmp_path: Path) -> None:
+    prompts = tmp_path / "p.txt"
+    job = {"prompts": {"file": "p.txt", "texts": None, "draws_per_prompt": 2}}
+    prompts.write_text("".join(f"picture {n}\n" for n in range(6)))
+    make(fake_job(tmp_path, **job), tmp_path / "run")
+    kept = (tmp_path / "run" / layout.done_file(0)).read_bytes()
+    prompts.write_text("".join(f"picture {n}\n" for n in range(11)))
+    report = make(fake_job(tmp_path, **job), tmp_path / "run")
+    make(fake_job(tmp_path, **job), tmp_path / "fresh")
+    assert report.accepted == 22
+    assert report.made_now == 14
+    assert (tmp_path / "run" / layout.done_file(0)).read_bytes() == kept
+    assert dataset(tmp_path / "run") == dataset(tmp_path / "fresh")
+
+
+def test_a_changed_job_is_refused_with_both_fingerprints_and_the_difference(tmp_path: Path) -> None:
+    make(fake_job(tmp_path), tmp_path / "run")
+    before = dataset(tmp_path / "run")
+    with pytest.raises(RunFolderError, match=r"holds job \w{16}, this is job \w{16}: sampling.steps was 1, is 2; set it back") as caught:
+        make(fake_job(tmp_path, sampling={"steps": 2}), tmp_path / "run")
+    assert RunDir.open(tmp_path / "run").job.fingerprint in str(caught.value)
+    assert dataset(tmp_path / "run") == before
+
+
+def test_who_does_the_work_is_no_part_of_the_job(tmp_path: Path) -> None:
+    one, other = fake_job(tmp_path).job(), fake_job(tmp_path, executor={"kind": "ray", "actors": 7, "max_attempts": 9}).job()
+    assert one.fingerprint == other.fingerprint
+    assert one.fingerprint != fake_job(tmp_path, seed=1).job().fingerprint
+
+
+def test_a_folder_with_other_things_in_it_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(RunFolderError, match="is not empty and holds no promptmill run"):
+        make(fake_job(tmp_path), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_bad_prompts_leave_no_run_behind(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes(b"fine\nb\xe9te\n")
+    with pytest.raises(UserError, match="line 2"):
+        make(fake_job(tmp_path, prompts={"file": "p.txt", "texts": None}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@executors
+def test_failures_are_told_and_nothing_else_suffers(tmp_path: Path, executor: dict) -> None:
+    texts = ["fine", "RAISE", "also fine", "NAN", "BLANK"]
+    report = make(fake_job(tmp_path, prompts={"texts": texts, "draws_per_prompt": 2}, executor=executor), tmp_path / "run")
+    assert (report.accepted, report.rejected, report.failed, report.exit_code) == (4, 2, 4, 1)
+    rows = pq.read_table(tmp_path / "run" / "metadata").to_pylist()
+    assert {(row["prompt"], row["status"]) for row in rows} == {
+        ("fine", "accepted"),
+        ("also fine", "accepted"),
+        ("RAISE", "failed"),
+        ("NAN", "failed"),
+        ("BLANK", "rejected"),
+    }
+
+
+@executors
+def test_a_model_that_always_fails_stops_the_job(tmp_path: Path, executor: dict) -> None:
+    job = fake_job(tmp_path, prompts={"texts": [f"RAISE {n}" for n in range(40)]}, executor=executor)
+    with pytest.raises(UserError, match="every draw fails: shard .* RuntimeError: the model does not like this prompt"):
+        make(job, tmp_path / "run")
+    assert not (tmp_path / "run" / "done").exists()
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_in_a_shard_is_replaced(tmp_path: Path) -> None:
+    texts = [f"picture {n}" for n in range(20)]
+    texts[11] = f"EXIT {tmp_path / 'died'}"
+    report = make(fake_job(tmp_path, prompts={"texts": texts}, executor=RAY2), tmp_path / "run")
+    assert (tmp_path / "died").exists()
+    assert (report.exit_code, report.accepted) == (0, 40)
+    assert {"worker_lost", "shard_retry"} <= set(events(tmp_path / "run"))
+    make(fake_job(tmp_path, prompts={"texts": texts}), tmp_path / "undisturbed")
+    assert dataset(tmp_path / "run") == dataset(tmp_path / "undisturbed")
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunFolderError, match="is a file; choose another --out"):
+        make(fake_job(tmp_path), tmp_path / "file")
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        make(fake_job(tmp_path), tmp_path / "file" / "run")

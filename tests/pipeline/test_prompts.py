@@ -1,0 +1,82 @@
+"""Prompt sources stream, keep what they find, and say which row is wrong."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.prompts import read_prompts
+from schemas.config import PromptsConfig
+from schemas.errors import PromptError
+from schemas.records import Prompt
+
+
+def read(folder: Path, name: str, content: bytes | str) -> list[Prompt]:
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return list(read_prompts(PromptsConfig(file=name), base_dir=folder))  # pyright: ignore[reportCallIssue]
+
+
+ROWS = [
+    {"id": "x1", "prompt": "a cat, asleep", "negative_prompt": "dog", "label": "cat", "colour": "red"},
+    {"id": "x2", "prompt": 'a "dog"', "negative_prompt": "", "label": "", "colour": "blue"},
+]
+EXPECTED = [
+    Prompt(id="x1", text="a cat, asleep", negative="dog", label="cat", tags={"colour": "red"}),
+    Prompt(id="x2", text='a "dog"', negative=None, label=None, tags={"colour": "blue"}),
+]
+
+
+def test_all_formats_carry_the_same_columns(tmp_path: Path) -> None:
+    csv = 'id,prompt,negative_prompt,label,colour\nx1,"a cat, asleep",dog,cat,red\nx2,"a ""dog""",,,blue\n'
+    assert read(tmp_path, "p.csv", csv) == EXPECTED
+    assert read(tmp_path, "p.jsonl", "\n".join(map(json.dumps, ROWS))) == EXPECTED
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "p.parquet")
+    assert list(read_prompts(PromptsConfig(file="p.parquet"), base_dir=tmp_path)) == EXPECTED  # pyright: ignore[reportCallIssue]
+
+
+def test_txt_has_a_prompt_per_line_and_ids_are_row_numbers(tmp_path: Path) -> None:
+    prompts = read(tmp_path, "p.txt", "\ufeffein Bär\r\n\n  a cat  \n")
+    assert [(p.id, p.text) for p in prompts] == [("000000", "ein Bär"), ("000001", "a cat")]
+
+
+def test_a_long_prompt_and_odd_characters_are_kept(tmp_path: Path) -> None:
+    text = "word " * 2000 + "😀 \u202eRTL <script>"
+    assert read(tmp_path, "p.jsonl", json.dumps({"prompt": text}))[0].text == text
+
+
+def test_numbers_and_lists_become_text_tags(tmp_path: Path) -> None:
+    prompt = read(tmp_path, "p.jsonl", '{"prompt": "x", "count": 3, "colours": ["a", "b"], "none": null}')[0]
+    assert prompt.tags == {"count": "3", "colours": '["a", "b"]'}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("p.txt", b"", "holds no prompts"),
+        ("p.txt", b"\n  \n", "holds no prompts"),
+        ("p.csv", b"prompt\n", "holds no prompts"),
+        ("p.txt", b"fine\nb\xe9te\n", r"p.txt: line 2: byte 2 \(0xe9\) is not UTF-8"),
+        ("p.csv", b"prompt,x\nok,1\n\xff,2\n", "p.csv: line 3: byte 1"),
+        ("p.csv", b"text,label\na cat,cat\n", "p.csv: line 2: no 'prompt' among the columns text, label"),
+        ("p.csv", b"prompt\na, b\n", "p.csv: line 2: more cells than columns"),
+        ("p.csv", b'prompt\n"a\n', "p.csv: line 2: not valid CSV"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "p.jsonl: line 2: not valid JSON"),
+        ("p.jsonl", b"[1]\n", "p.jsonl: line 1: is a list"),
+        ("p.jsonl", b'{"prompt": 3}\n', "p.jsonl: line 1: 'prompt' is 3"),
+        ("p.jsonl", b'{"prompt": "  "}\n', "p.jsonl: line 1: the prompt is empty"),
+        ("p.jsonl", b'{"prompt": "\\ud800"}\n', "p.jsonl: line 1: character 0 is half of a surrogate pair"),
+        ("p.parquet", b"no parquet", "p.parquet: not a readable Parquet file"),
+        ("p.docx", b"x", ".docx is not a prompt format; use one of: .txt .csv .jsonl .parquet"),
+    ],
+)
+def test_a_bad_row_is_placed(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+    with pytest.raises(PromptError, match=expected) as caught:
+        read(tmp_path, name, content)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="there is no such prompt file"):
+        list(read_prompts(PromptsConfig(file="none.txt"), base_dir=tmp_path))  # pyright: ignore[reportCallIssue]

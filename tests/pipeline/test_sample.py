@@ -1,0 +1,62 @@
+"""A bad draw is isolated from its batch; every image is made at the planned batch size."""
+
+import numpy as np
+
+from pipeline.sample import sample_batch, score_batch
+from tests.fakes import Brightness, FakeModel, ScorerCard, make_draw
+
+SCORER = Brightness(ScorerCard(name="bright", type="x", version="x", model=""))
+
+
+def test_short_batches_are_filled_to_the_planned_size() -> None:
+    model = FakeModel()
+    found = sample_batch(model, [make_draw(1), make_draw(2)], 4)
+    assert model.calls == [4]
+    assert [one.batch_shape for one in found] == ["4x16x16"] * 2
+    assert found[0].image_HWC is not None
+    assert found[0].image_HWC.shape == (16, 16, 3)
+
+
+def test_a_draw_that_raises_fails_alone() -> None:
+    model = FakeModel()
+    draws = [make_draw(0), make_draw(1, prompt="RAISE"), make_draw(2)]
+    found = sample_batch(model, draws, 4)
+    assert [one.error for one in found] == [None, "sampler_error: RuntimeError: the model does not like this prompt", None]
+    assert [one.attempts for one in found] == [2, 2, 2]
+    assert model.calls == [4] * 4
+
+
+def test_neighbours_of_a_bad_draw_keep_their_images() -> None:
+    clean = sample_batch(FakeModel(), [make_draw(0), make_draw(2)], 4)
+    mixed = sample_batch(FakeModel(), [make_draw(0), make_draw(1, prompt="RAISE"), make_draw(2)], 4)
+    for one, other in zip(clean, (mixed[0], mixed[2]), strict=True):
+        np.testing.assert_array_equal(one.image_HWC, other.image_HWC)
+
+
+def test_an_image_that_is_not_finite_is_a_failure_not_an_image() -> None:
+    found = sample_batch(FakeModel(), [make_draw(prompt="NAN here"), make_draw(1)], 2)
+    assert found[0].image_HWC is None
+    assert (found[0].error or "").startswith("not_finite:")
+    assert found[1].error is None
+
+
+def test_scores_go_to_images_and_a_broken_score_fails_one_image() -> None:
+    class Picky(Brightness):
+        def score(self, images_NHWC, prompts):
+            if any("1" in prompt for prompt in prompts):
+                raise ValueError("no ones")
+            return super().score(images_NHWC, prompts)
+
+    sampled = sample_batch(FakeModel(), [make_draw(0), make_draw(1), make_draw(2, prompt="NAN")], 4)
+    score_batch([Picky(ScorerCard(name="bright", type="x", version="x", model=""))], sampled, 4)
+    assert 0 < sampled[0].scores["bright"] < 1
+    assert sampled[1].error == "scorer_error: bright: ValueError: no ones"
+    assert sampled[1].image_HWC is None
+    assert sampled[2].scores == {}
+
+
+def test_a_scorer_may_say_that_it_cannot_tell() -> None:
+    sampled = sample_batch(FakeModel(), [make_draw(prompt="UNSURE")], 1)
+    score_batch([SCORER], sampled, 1)
+    assert np.isnan(sampled[0].scores["bright"])
+    assert sampled[0].scores_truncated == {"bright": None}
