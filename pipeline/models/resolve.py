@@ -1,0 +1,165 @@
+"""From a model's name to a checked folder and the facts that a plan needs. No torch, no diffusers."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.models import samplers
+from pipeline.models.folder import INDEX, ModelFolder, component_names, inspect_folder, needs_weights
+from pipeline.weights import PINNED, check_pinned, fingerprint, hub_snapshot, read_json
+from schemas.config import ModelConfig, SamplingConfig
+from schemas.errors import ModelError
+
+DEMO = Path(__file__).parent / "demo" / "weights" / "generator"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_CONFIG_PATTERNS = (INDEX, "*/*.json", "*/*.txt", "*/*.model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """All that is needed to plan with a model and to load it; plain values, recorded in ``job.yaml``.
+
+    ``name`` is 'demo', the hub id, or the folder's own name. ``revision`` is the hub commit, or a sha256 over
+    the files that get loaded. ``width`` and ``height`` are its default size in pixels; sizes are multiples of
+    ``size_multiple`` and at most ``max_size``. ``prediction_type`` is epsilon, v_prediction, sample or flow.
+    """
+
+    name: str
+    revision: str
+    folder: str
+    pipeline_class: str
+    width: int
+    height: int
+    size_multiple: int
+    max_size: int | None
+    scheduler: str
+    prediction_type: str
+
+
+def resolve_model(config: ModelConfig, *, base_dir: Path) -> ModelCard:
+    """Find a model and check it through.
+
+    ``config.id`` is 'demo', a folder (absolute or relative to ``base_dir``), or a hub id. Raises ModelError.
+    """
+    where = f"model {config.id}"
+    local = DEMO if config.id == "demo" else (base_dir / Path(config.id).expanduser())
+    if config.id == "demo" or local.is_dir():
+        if config.id == "demo" and not local.is_dir():
+            raise ModelError(f"{where}: the bundled weights are missing from this installation; install promptmill again")
+        found = inspect_folder(local, variant=config.variant, where=where)
+        if config.id == "demo":
+            check_pinned(local, found.files, pins=local.parent / PINNED, where=where)
+        name = "demo" if config.id == "demo" else local.resolve().name
+        return _card(found, name=name, revision=fingerprint(local, found.files), folder=local.resolve(), where=where)
+    if not _HUB_ID.fullmatch(config.id):
+        raise ModelError(f"{where}: there is no such folder (looked for {local}); give 'demo', a diffusers folder, or a hub id such as org/name")
+    folder = _from_hub(config, where)
+    found = inspect_folder(folder, variant=config.variant, where=where)
+    return _card(found, name=config.id, revision=folder.name, folder=folder, where=where)
+
+
+def check_sampling(card: ModelCard, sampling: SamplingConfig) -> None:
+    """Raise ModelError for a size or a sampler that the model cannot do. Loads nothing."""
+    for side, value in (("width", sampling.width or card.width), ("height", sampling.height or card.height)):
+        if value % card.size_multiple:
+            low = max(value // card.size_multiple, 1) * card.size_multiple
+            raise ModelError(
+                f"sampling.{side}: {card.name} makes multiples of {card.size_multiple} pixels, not {value};"
+                f" use {low} or {low + card.size_multiple}"
+            )
+        if card.max_size and value > card.max_size:
+            raise ModelError(f"sampling.{side}: {card.name} makes at most {card.max_size} pixels, not {value}; use {card.max_size} or less")
+    _check_sampler(card, sampling.scheduler)
+
+
+def _check_sampler(card: ModelCard, name: str) -> None:
+    prediction = "edm" if card.scheduler.startswith("EDM") else card.prediction_type
+    fitting = ", ".join(samplers.fitting(prediction))
+    if name == "default":
+        if card.scheduler in samplers.SEED_IGNORED:
+            raise ModelError(
+                f"sampling.scheduler: {card.name}'s own {card.scheduler} ignores the seed of an image; use one of: {fitting}"
+            )
+        return
+    if name not in samplers.SAMPLERS:
+        guess = samplers.nearest(name)
+        meant = f"did you mean {guess!r}? " if guess else ""
+        raise ModelError(f"sampling.scheduler: unknown sampler {name!r}; {meant}samplers for {card.name}: default, {fitting}")
+    if prediction not in samplers.SAMPLERS[name].fits:
+        raise ModelError(
+            f"sampling.scheduler: {name} cannot step with the {prediction} prediction of {card.name}; use one of: default, {fitting}"
+        )
+
+
+def _from_hub(config: ModelConfig, where: str) -> Path:
+    folder = hub_snapshot(config.id, revision=config.revision, allow=_CONFIG_PATTERNS, where=where)
+    if not (folder / INDEX).is_file():
+        return folder  # inspect_folder tells what is wrong with it
+    parts = [name for name, (_, kind) in component_names(read_json(folder / INDEX, where=where)).items() if needs_weights(kind)]
+    if config.variant:
+        _fetch(config.id, folder, parts, f".{config.variant}", where)
+        parts = [name for name in parts if not any((folder / name).glob(f"*.{config.variant}*.safetensors"))]
+    if parts:
+        _fetch(config.id, folder, parts, "", where)
+    return folder
+
+
+def _fetch(repo: str, folder: Path, parts: Sequence[str], infix: str, where: str) -> None:
+    patterns = [f"{part}/*model{end}" for part in parts for end in (f"{infix}.safetensors", f"{infix}-*.safetensors", f"-*{infix}.safetensors")]
+    hub_snapshot(repo, revision=folder.name, allow=patterns, where=where)
+
+
+def _card(found: ModelFolder, *, name: str, revision: str, folder: Path, where: str) -> ModelCard:
+    core = found.configs.get("unet") or found.configs.get("transformer") or found.configs.get("prior") or {}
+    scheduler = found.configs.get("scheduler")
+    if scheduler is None:
+        raise ModelError(f"{where}: {found.pipeline_class} has no scheduler, so it samples nothing; give a diffusion model")
+    scale = _vae_scale(found.configs.get("vae") or found.configs.get("vqvae") or {})
+    patch = _last(core.get("patch_size") or 1)
+    width, height = _default_size(core, scale)
+    max_patches = core.get("pos_embed_max_size")
+    return ModelCard(
+        name=name,
+        revision=revision,
+        folder=str(folder),
+        pipeline_class=found.pipeline_class,
+        width=width,
+        height=height,
+        # 8: what the pipelines of diffusers insist on; 2: transformers with patches of 1 pack 2 x 2 latents (FLUX, Qwen-Image)
+        size_multiple=math.lcm(8, scale * (max(patch, 2) if "transformer" in found.configs else 1)),
+        max_size=max_patches * patch * scale if isinstance(max_patches, int) else None,
+        scheduler=str(scheduler.get("_class_name", "")),
+        prediction_type=_prediction(scheduler),
+    )
+
+
+def _prediction(scheduler: dict[str, Any]) -> str:
+    stated = str(scheduler.get("prediction_type", "epsilon"))
+    if str(scheduler.get("_class_name", "")).startswith("Flow") or scheduler.get("use_flow_sigmas") or stated == "flow_prediction":
+        return "flow"
+    return stated
+
+
+def _vae_scale(vae: dict[str, Any]) -> int:
+    """Pixels per latent along one side: each block but the last of the encoder halves the picture."""
+    if vae.get("temperal_downsample"):  # the causal video VAEs (Qwen-Image, Wan); the spelling is theirs
+        return int(2 ** len(vae["temperal_downsample"]))
+    blocks = vae.get("encoder_block_out_channels") or vae.get("block_out_channels") or [0, 0, 0, 0]
+    return int(2 ** (len(blocks) - 1))
+
+
+def _default_size(core: dict[str, Any], scale: int) -> tuple[int, int]:
+    """(width, height) in pixels; ``sample_size`` is in latents. Models without one (FLUX) draw 1024 pixels."""
+    size = core.get("sample_size")
+    if isinstance(size, int):
+        return size * scale, size * scale
+    if isinstance(size, list) and len(size) >= 2:
+        return int(size[-1]) * scale, int(size[-2]) * scale
+    return 1024, 1024
+
+
+def _last(value: Any) -> int:
+    return int(value[-1]) if isinstance(value, list) else int(value)

@@ -1,0 +1,90 @@
+"""Samplers by the names that people know: which diffusers scheduler each is, and which models it fits.
+
+diffusers itself lets any scheduler run with any model; SD3 with DDIM runs too, and is wrong. So every sampler
+names the predictions that it can step with. Samplers whose noise ignores the image's own generator are left
+out (``DPMSolverSDEScheduler`` seeds a Brownian tree of its own): an image must be a function of its draw.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+NOISE = frozenset({"epsilon", "v_prediction"})
+ANY = NOISE | {"sample"}
+FLOW = frozenset({"flow"})
+EDM = frozenset({"edm"})
+SEED_IGNORED = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampler:
+    """One row of the table.
+
+    ``scheduler`` is a class of diffusers, made from the model's own scheduler configuration and ``overrides``.
+    ``fits`` are predictions. ``stochastic`` samplers add noise at each step, from the image's own generator.
+    """
+
+    scheduler: str
+    fits: frozenset[str]
+    stochastic: bool = False
+    overrides: Mapping[str, object] = field(default_factory=dict)
+    source: str = ""
+
+
+def _dpm(algorithm: str, *, karras: bool = False, order: int = 2) -> dict[str, object]:
+    return {"algorithm_type": algorithm, "solver_order": order, "use_karras_sigmas": karras, "final_sigmas_type": "zero"}
+
+
+_MULTISTEP, _SINGLESTEP = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
+_DPMPP, _KDPM, _FLOW = "Lu et al. 2022, arXiv 2211.01095", "Karras et al. 2022, arXiv 2206.00364", "Lipman et al. 2023, arXiv 2210.02747"
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": Sampler(scheduler="DDPMScheduler", fits=ANY, stochastic=True, source="Ho et al. 2020, arXiv 2006.11239"),
+    "ddim": Sampler(scheduler="DDIMScheduler", fits=ANY, source="Song et al. 2021, arXiv 2010.02502"),
+    "pndm": Sampler(scheduler="PNDMScheduler", fits=NOISE, overrides={"skip_prk_steps": True}, source="Liu et al. 2022, arXiv 2202.09778"),
+    "lms": Sampler(scheduler="LMSDiscreteScheduler", fits=NOISE, source="k-diffusion"),
+    "euler": Sampler(scheduler="EulerDiscreteScheduler", fits=NOISE, source=_KDPM),
+    "euler_a": Sampler(scheduler="EulerAncestralDiscreteScheduler", fits=NOISE, stochastic=True, source="k-diffusion"),
+    "heun": Sampler(scheduler="HeunDiscreteScheduler", fits=NOISE, source=_KDPM),
+    "dpm2": Sampler(scheduler="KDPM2DiscreteScheduler", fits=NOISE, source=_KDPM),
+    "dpm2_a": Sampler(scheduler="KDPM2AncestralDiscreteScheduler", fits=NOISE, stochastic=True, source="k-diffusion"),
+    "dpm++_2m": Sampler(scheduler=_MULTISTEP, fits=ANY, overrides=_dpm("dpmsolver++"), source=_DPMPP),
+    "dpm++_2m_karras": Sampler(scheduler=_MULTISTEP, fits=ANY, overrides=_dpm("dpmsolver++", karras=True), source=_DPMPP),
+    "dpm++_2m_sde": Sampler(scheduler=_MULTISTEP, fits=ANY, stochastic=True, overrides=_dpm("sde-dpmsolver++"), source=_DPMPP),
+    "dpm++_2m_sde_karras": Sampler(
+        scheduler=_MULTISTEP, fits=ANY, stochastic=True, overrides=_dpm("sde-dpmsolver++", karras=True), source=_DPMPP
+    ),
+    "dpm++_2s": Sampler(scheduler=_SINGLESTEP, fits=ANY, overrides=_dpm("dpmsolver++"), source=_DPMPP),
+    "dpm++_sde": Sampler(scheduler=_SINGLESTEP, fits=ANY, stochastic=True, overrides=_dpm("sde-dpmsolver++"), source=_DPMPP),
+    "unipc": Sampler(scheduler="UniPCMultistepScheduler", fits=ANY, source="Zhao et al. 2023, arXiv 2302.04867"),
+    "deis": Sampler(scheduler="DEISMultistepScheduler", fits=ANY, source="Zhang & Chen 2023, arXiv 2204.13902"),
+    "lcm": Sampler(scheduler="LCMScheduler", fits=ANY, stochastic=True, source="Luo et al. 2023, arXiv 2310.04378"),
+    "tcd": Sampler(scheduler="TCDScheduler", fits=ANY, stochastic=True, source="Zheng et al. 2024, arXiv 2402.19159"),
+    "edm": Sampler(scheduler="EDMEulerScheduler", fits=EDM, source=_KDPM),
+    "edm_dpm++_2m": Sampler(scheduler="EDMDPMSolverMultistepScheduler", fits=EDM, source=_DPMPP),
+    "flow_euler": Sampler(scheduler="FlowMatchEulerDiscreteScheduler", fits=FLOW, overrides={"stochastic_sampling": False}, source=_FLOW),
+    "flow_heun": Sampler(scheduler="FlowMatchHeunDiscreteScheduler", fits=FLOW, source=_FLOW),
+}
+
+
+def nearest(name: str) -> str | None:
+    """The known sampler that a misspelled name most probably means."""
+    found = difflib.get_close_matches(name.lower().replace(" ", "_").replace("-", "_"), ["default", *SAMPLERS], n=1, cutoff=0.4)
+    return found[0] if found else None
+
+
+def fitting(prediction: str) -> list[str]:
+    """Names of the samplers that can step with a model's prediction."""
+    return [name for name, sampler in SAMPLERS.items() if prediction in sampler.fits]
+
+
+def sampler_table() -> str:
+    """The table of docs/samplers.md, in Markdown."""
+    rows = ["| name | scheduler of diffusers | settings | adds noise | models | source |", "|---|---|---|---|---|---|"]
+    for name, sampler in SAMPLERS.items():
+        settings = ", ".join(f"{key}={value}" for key, value in sampler.overrides.items()) or "the model's own"
+        fits = ", ".join(sorted(sampler.fits))
+        rows.append(
+            f"| `{name}` | {sampler.scheduler} | {settings} | {'yes' if sampler.stochastic else 'no'} | {fits} | {sampler.source} |"
+        )
+    return "\n".join(rows) + "\n"

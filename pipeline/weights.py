@@ -1,0 +1,126 @@
+"""Weight files: what may be loaded, what identifies it, where it comes from. No torch.
+
+Only safetensors are ever opened. A pickle (.bin, .ckpt, .pt, .pth) runs any code that its maker put into it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import ModelError
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+PINNED = "sha256.json"
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+def read_json(path: Path, *, where: str) -> dict[str, Any]:
+    """A JSON object from a file. Raises ModelError, naming the file, if it is missing or is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{where}: the file {path.name} is missing; copy or download the folder again") from None
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{where}: {path.name} cannot be read as JSON ({_first_line(error)}); copy or download it again") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{where}: {path.name} holds no JSON object; copy or download it again")
+    return value
+
+
+def check_safetensors(path: Path, *, where: str) -> None:
+    """Raise ModelError if the file is no whole safetensors file.
+
+    Reads the header only: its length, its JSON, and that the tensors end where the file ends
+    (https://github.com/huggingface/safetensors#format). Flipped bits are found by ``check_pinned`` alone.
+    """
+    if not path.is_file():
+        raise ModelError(f"{where}: the weight file {path.name} is missing; copy or download it again")
+    problem = _safetensors_problem(path)
+    if problem:
+        raise ModelError(f"{where}: {path.name} is damaged ({problem}); copy or download it again")
+
+
+def _safetensors_problem(path: Path) -> str | None:
+    num_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if num_bytes < 8 or header_bytes > min(num_bytes - 8, _MAX_HEADER_BYTES):
+            return f"{num_bytes} bytes are too few for its header, or it is no safetensors file"
+        try:
+            header = json.loads(file.read(header_bytes))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return "its header cannot be read"
+    expected = 8 + header_bytes + max(ends, default=0)
+    return None if expected == num_bytes else f"{num_bytes} bytes long, should be {expected}"
+
+
+def fingerprint(folder: Path, files: Iterable[str]) -> str:
+    """``sha256:<16 hexadecimal digits>`` over names and contents of the files, given relative to the folder."""
+    total = hashlib.sha256()
+    for name in sorted(files):
+        total.update(f"{name}\0{file_sha256(folder / name)}\n".encode())
+    return f"sha256:{total.hexdigest()[:16]}"
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_pinned(folder: Path, files: Iterable[str], *, pins: Path, where: str) -> None:
+    """Compare files with the sha256s that ``pins`` lists by path relative to itself, if there is such a list."""
+    if not pins.is_file():
+        return
+    wanted = read_json(pins, where=where)
+    for name in files:
+        key = (folder / name).relative_to(pins.parent).as_posix()
+        if key in wanted and wanted[key] != file_sha256(folder / name):
+            raise ModelError(f"{where}: {key} differs from its pinned sha256; it is damaged: restore it (git checkout) or install again")
+
+
+def only_pickles(names: Sequence[str]) -> str | None:
+    """The first pickled weight file among the names, if there are any and no safetensors file."""
+    if any(name.endswith(".safetensors") for name in names):
+        return None
+    return next((name for name in sorted(names) if name.endswith(PICKLES)), None)
+
+
+def pickle_refused(where: str, name: str) -> ModelError:
+    """The error for a folder whose weights are pickled only."""
+    return ModelError(
+        f"{where}: {name} is a pickle, which runs any code that it contains when it is loaded, and there is no safetensors file;"
+        f" use a safetensors version of the model, or convert it where you trust it:"
+        f" safetensors.torch.save_file(torch.load(FILE, weights_only=True), FILE.safetensors)"
+    )
+
+
+def hub_snapshot(repo: str, *, revision: str | None, allow: Sequence[str], where: str) -> Path:
+    """Folder of a hub repository's files that match ``allow``, downloaded if need be; named after its commit.
+
+    With HF_HUB_OFFLINE=1, or without a network, the local cache serves. Raises ModelError with the remedy.
+    """
+    import httpx
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(allow)))
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        at = f" --revision {revision}" if revision else ""
+        raise ModelError(
+            f"{where}: {repo} is not in the local cache and cannot be downloaded ({type(error).__name__}"
+            f"{'; HF_HUB_OFFLINE is set' if _offline() else ''}); check name and revision, then download it where there"
+            f" is a network, hf download {repo}{at}, or give a local folder"
+        ) from None
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,208 @@
+"""Tiny diffusers models with random weights, in the formats that people have on disk. Nothing is downloaded.
+
+Each maker writes a whole model folder from a fixed seed. ``BUILDERS`` names them by family.
+"""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import open_clip
+import torch
+import transformers
+
+_TEXT = {
+    "vocab_size": 49408,
+    "hidden_size": 32,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "projection_dim": 32,
+    "max_position_embeddings": 77,
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+    "pad_token_id": 49407,
+}
+
+
+def clip_tokenizer(folder: Path) -> Any:
+    """CLIP's own vocabulary, from the merges that open_clip carries."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+    merges = gzip.decompress(source.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    letters = list(open_clip.tokenizer.bytes_to_unicode().values())
+    words = [*letters, *(letter + "</w>" for letter in letters), *("".join(merge.split()) for merge in merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    return transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+
+
+def clip_text(*, projection: bool = False, **changes: Any) -> Any:
+    """A CLIP text encoder of 32 channels."""
+    kind = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
+    return kind(transformers.CLIPTextConfig(**_TEXT | changes)).eval()
+
+
+def t5(folder: Path) -> tuple[Any, Any]:
+    """A T5 encoder of 32 channels and a word tokenizer for it."""
+    import tokenizers
+
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word: index + 3 for index, word in enumerate("a red blue square circle".split())}
+    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    raw.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512)
+    config = transformers.T5Config(vocab_size=16, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
+    return transformers.T5EncoderModel(config).eval(), tokenizer
+
+
+def vae(*, channels: int = 4, **changes: Any) -> Any:
+    """An autoencoder with one halving: latents are half as wide as the image."""
+    settings: dict[str, Any] = {
+        "block_out_channels": [32, 32],
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "latent_channels": channels,
+        "sample_size": 32,
+        "norm_num_groups": 8,
+    }
+    return diffusers.AutoencoderKL(**settings | changes).eval()
+
+
+def unet(**changes: Any) -> Any:
+    """A U-Net of two levels."""
+    settings: dict[str, Any] = {
+        "block_out_channels": (32, 32),
+        "layers_per_block": 1,
+        "sample_size": 16,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 32,
+        "attention_head_dim": 8,
+        "norm_num_groups": 8,
+    }
+    return diffusers.UNet2DConditionModel(**settings | changes).eval()
+
+
+def scheduler(prediction_type: str = "epsilon") -> Any:
+    """Stable Diffusion's own noise schedule."""
+    return diffusers.DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+
+
+def sd(folder: Path, *, prediction_type: str = "epsilon") -> Path:
+    """Stable Diffusion 1: 32 px, U-Net, one text encoder."""
+    torch.manual_seed(0)
+    pipe = diffusers.StableDiffusionPipeline(
+        vae=vae(),
+        text_encoder=clip_text(),
+        tokenizer=clip_tokenizer(folder / "tokenizer"),
+        unet=unet(),
+        scheduler=scheduler(prediction_type),
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def sdxl(folder: Path) -> Path:
+    """SDXL: two text encoders, pooled embeddings, size conditioning."""
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer(folder / "tokenizer")
+    pipe = diffusers.StableDiffusionXLPipeline(
+        vae=vae(),
+        text_encoder=clip_text(),
+        text_encoder_2=clip_text(projection=True),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet(
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            transformer_layers_per_block=1,
+            projection_class_embeddings_input_dim=80,
+            cross_attention_dim=64,
+        ),
+        scheduler=scheduler(),
+        add_watermarker=False,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def sd3(folder: Path) -> Path:
+    """Stable Diffusion 3: a flow-matching transformer with three text encoders."""
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer(folder / "tokenizer")
+    text_encoder_3, tokenizer_3 = t5(folder)
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=32,
+        pooled_projection_dim=64,
+        out_channels=4,
+        pos_embed_max_size=32,
+    )
+    pipe = diffusers.StableDiffusion3Pipeline(
+        transformer=transformer.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=vae(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip_text(projection=True),
+        tokenizer=tokenizer,
+        text_encoder_2=clip_text(projection=True, hidden_act="gelu"),
+        tokenizer_2=tokenizer,
+        text_encoder_3=text_encoder_3,
+        tokenizer_3=tokenizer_3,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def flux(folder: Path, *, guidance_embeds: bool = False) -> Path:
+    """FLUX.1: packed latents, a guidance input or none."""
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer(folder / "tokenizer")
+    text_encoder_2, tokenizer_2 = t5(folder)
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=guidance_embeds,
+    )
+    pipe = diffusers.FluxPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=vae(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip_text(),
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokenizer_2,
+        transformer=transformer.eval(),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+BUILDERS: dict[str, Callable[[Path], Path]] = {"sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux}
