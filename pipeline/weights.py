@@ -104,12 +104,12 @@ def hub_snapshot(repo: str, *, revision: str | None, allow: Sequence[str], where
 
     With HF_HUB_OFFLINE=1, or without a network, the local cache serves. Raises ModelError with the remedy.
     """
-    import httpx
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError  # of the HTTP client that it uses, whichever that is
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(allow)))
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         at = f" --revision {revision}" if revision else ""
         raise ModelError(
             f"{where}: {repo} is not in the local cache and cannot be downloaded ({type(error).__name__}"

@@ -146,7 +146,9 @@ def _load(card: ModelCard, config: ModelConfig) -> Any:
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"model {card.name}: its parts cannot be loaded ({reason}); copy or download it again, or update diffusers") from error
+        raise ModelError(
+            f"model {card.name}: its parts cannot be loaded ({reason}); copy or download it again, or update diffusers"
+        ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 

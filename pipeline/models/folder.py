@@ -86,7 +86,9 @@ def _shards(folder: Path, index: str, where: str) -> list[str]:
     shards = sorted({str(name) for name in weight_map.values()})
     for shard in shards:
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise ModelError(f"{where}: {index} names {shard!r}, which is no safetensors file of this folder; use another copy of the model")
+            raise ModelError(
+                f"{where}: {index} names {shard!r}, which is no safetensors file of this folder; use another copy of the model"
+            )
         check_safetensors(folder / shard, where=where)
     return shards
 

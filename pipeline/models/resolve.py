@@ -55,7 +55,9 @@ def resolve_model(config: ModelConfig, *, base_dir: Path) -> ModelCard:
         name = "demo" if config.id == "demo" else local.resolve().name
         return _card(found, name=name, revision=fingerprint(local, found.files), folder=local.resolve(), where=where)
     if not _HUB_ID.fullmatch(config.id):
-        raise ModelError(f"{where}: there is no such folder (looked for {local}); give 'demo', a diffusers folder, or a hub id such as org/name")
+        raise ModelError(
+            f"{where}: there is no such folder (looked for {local}); give 'demo', a diffusers folder, or a hub id such as org/name"
+        )
     folder = _from_hub(config, where)
     found = inspect_folder(folder, variant=config.variant, where=where)
     return _card(found, name=config.id, revision=folder.name, folder=folder, where=where)
@@ -80,9 +82,7 @@ def _check_sampler(card: ModelCard, name: str) -> None:
     fitting = ", ".join(samplers.fitting(prediction))
     if name == "default":
         if card.scheduler in samplers.SEED_IGNORED:
-            raise ModelError(
-                f"sampling.scheduler: {card.name}'s own {card.scheduler} ignores the seed of an image; use one of: {fitting}"
-            )
+            raise ModelError(f"sampling.scheduler: {card.name}'s own {card.scheduler} ignores the seed of an image; use one of: {fitting}")
         return
     if name not in samplers.SAMPLERS:
         guess = samplers.nearest(name)
@@ -108,7 +108,9 @@ def _from_hub(config: ModelConfig, where: str) -> Path:
 
 
 def _fetch(repo: str, folder: Path, parts: Sequence[str], infix: str, where: str) -> None:
-    patterns = [f"{part}/*model{end}" for part in parts for end in (f"{infix}.safetensors", f"{infix}-*.safetensors", f"-*{infix}.safetensors")]
+    patterns = [
+        f"{part}/*model{end}" for part in parts for end in (f"{infix}.safetensors", f"{infix}-*.safetensors", f"-*{infix}.safetensors")
+    ]
     hub_snapshot(repo, revision=folder.name, allow=patterns, where=where)
 
 

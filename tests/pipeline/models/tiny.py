@@ -51,11 +51,15 @@ def t5(folder: Path) -> tuple[Any, Any]:
     """A T5 encoder of 32 channels and a word tokenizer for it."""
     import tokenizers
 
-    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word: index + 3 for index, word in enumerate("a red blue square circle".split())}
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {
+        word: index + 3 for index, word in enumerate(["a", "red", "blue", "square", "circle"])
+    }
     raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
     raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     raw.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+    )
     config = transformers.T5Config(vocab_size=16, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
     return transformers.T5EncoderModel(config).eval(), tokenizer
 
