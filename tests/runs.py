@@ -26,11 +26,14 @@ SUBJECTS = ("a red circle", "a blue square on grey", 'two "green" stars', "ein g
 def make_prompts(count: int) -> list[Prompt]:
     """Prompts with a label and two tags each; texts repeat after six."""
     return [
-        Prompt(id=f"p{i}", text=SUBJECTS[i % len(SUBJECTS)], label=f"class{i % 2}", tags={"source": "made up", "number": str(i)}) for i in range(count)
+        Prompt(id=f"p{i}", text=SUBJECTS[i % len(SUBJECTS)], label=f"class{i % 2}", tags={"source": "made up", "number": str(i)})
+        for i in range(count)
     ]
 
 
-def make_config(*, draws_per_prompt: int = 2, shard_size: int = 4, image_format: str = "webp", scorers: Sequence[str] = ("clip",)) -> JobConfig:
+def make_config(
+    *, draws_per_prompt: int = 2, shard_size: int = 4, image_format: str = "webp", scorers: Sequence[str] = ("clip",)
+) -> JobConfig:
     """Configuration of a job on a model that does not exist."""
     return parse(
         {
@@ -121,5 +124,3 @@ def digest_of_folder(path: Path) -> dict[str, str]:
     """sha256 of each file below a folder, by its relative name."""
     files = (file for file in sorted(path.rglob("*")) if file.is_file())
     return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-

@@ -1,0 +1,168 @@
+"""``promptmill query``: SQL over finished shards, by DuckDB, that can neither write nor leave the run.
+
+Three walls, since any one has been seen to leak: the text goes through ``query(?)``, which takes one SELECT and
+nothing else; DuckDB may open the files of the committed shards and no other file, and its configuration is
+locked; and it has no folder to spill to, so memory is bounded and nothing is written anywhere.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from jobs.results import Result, print_result
+from jobs.run_dir import RunDir
+from schemas import layout
+from schemas.errors import QueryError
+from schemas.tables import images_schema, metadata_schema
+
+__all__ = ["open_query", "print_result", "query"]
+
+VIEWS = "metadata, images and failed"
+BATCH_ROWS = 1024
+BEFORE_LOCK = {  # settings of the connection; most leave no door that is not needed
+    "python_enable_replacements": False,
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "allow_community_extensions": False,
+    "allow_persistent_secrets": False,
+    "temp_directory": "",
+}
+
+
+def query(run_paths: Sequence[str | Path], sql: str, *, memory: str = "2GB", timeout_seconds: float | None = None) -> pa.Table:
+    """The whole result of one SELECT as an Arrow table; see ``open_query``."""
+    with open_query(run_paths, sql, memory=memory, timeout_seconds=timeout_seconds) as result:
+        return pa.Table.from_batches(result.batches, result.schema)
+
+
+@contextmanager
+def open_query(run_paths: Sequence[str | Path], sql: str, *, memory: str = "2GB", timeout_seconds: float | None = None) -> Iterator[Result]:
+    """The result of one SELECT over the views ``metadata``, ``images`` and ``failed``, streamed.
+
+    The views hold the shards that are committed now; a run that goes on does not disturb the query. With more
+    than one run each view begins with a column ``run``, the path as given. ``memory`` (such as '2GB') bounds
+    DuckDB, ``timeout_seconds`` the whole query. Raises QueryError with one line, RunFolderError if a path is no run.
+    """
+    runs = [(str(path), RunDir.open(path)) for path in run_paths]
+    guard = _Guard(memory=memory, timeout_seconds=timeout_seconds, runs=[name for name, _ in runs])
+    with guard.errors(), duckdb.connect(config=BEFORE_LOCK | {"memory_limit": memory}) as connection:
+        _make_views(connection, runs)
+        with guard.deadline(connection):
+            reader = connection.sql("select * from query(?)", params=[sql]).to_arrow_reader(BATCH_ROWS)
+            yield Result(schema=reader.schema, batches=guard.watch(reader))
+
+
+def _make_views(connection: duckdb.DuckDBPyConnection, runs: Sequence[tuple[str, RunDir]]) -> None:
+    """Views over committed shards only; then the doors are locked."""
+    readable: list[str] = []
+    parts: dict[str, list[str]] = {"metadata": [], "images": []}
+    for name, run in runs:
+        shard_ids = [marker.shard_id for marker in run.markers()]
+        label = f"{_quoted(name)} as run, " if len(runs) > 1 else ""
+        kinds = {"metadata": (layout.metadata_file, metadata_schema(run.job.scorers)), "images": (layout.images_file, images_schema())}
+        for view, (file_of, schema) in kinds.items():
+            files = [str(run.store.path(file_of(shard_id))) for shard_id in shard_ids]
+            parts[view].append(f"select {label}* from {_source(connection, files, schema)}")  # noqa: S608 - quoted paths
+            readable += files
+    for view, selects in parts.items():
+        connection.execute(f"create view {view} as {' union all by name '.join(selects)}")
+    connection.execute("create view failed as from metadata where status = 'failed'")
+    connection.execute(f"set allowed_paths = {_list(readable)}")
+    connection.execute("set secret_directory = ''")
+    connection.execute("set allow_extension_repositories = 'forbidden'")
+    connection.execute("set enable_external_access = false")
+    connection.execute("set lock_configuration = true")
+
+
+def _source(connection: duckdb.DuckDBPyConnection, files: Sequence[str], schema: pa.Schema) -> str:
+    """What a view selects from: the files, or no rows of the right columns where there are no files yet."""
+    if files:
+        return f"read_parquet({_list(files)}, hive_partitioning = false)"
+    empty = connection.from_arrow(schema.empty_table())
+    columns = ", ".join(f'null::{kind} as "{name}"' for name, kind in zip(empty.columns, empty.types, strict=True))
+    return f"(select {columns} where false)"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _list(texts: Iterable[str]) -> str:
+    return "[" + ", ".join(map(_quoted, texts)) + "]"
+
+
+class _Guard:
+    """Time limit of one query, and its errors in one line."""
+
+    def __init__(self, *, memory: str, timeout_seconds: float | None, runs: Sequence[str]) -> None:
+        self._memory = memory
+        self._timeout_seconds = timeout_seconds
+        self._runs = runs
+        self._expired = threading.Event()
+
+    @contextmanager
+    def deadline(self, connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+        """Interrupt the connection when time is up."""
+        if self._timeout_seconds is None:
+            yield
+            return
+
+        def expire() -> None:
+            self._expired.set()
+            connection.interrupt()
+
+        timer = threading.Timer(self._timeout_seconds, expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """DuckDB's errors as QueryError."""
+        try:
+            yield
+        except (duckdb.Error, UnicodeError) as error:
+            raise QueryError(f"query: {self._line(type(error), str(error))}") from None
+
+    def watch(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        """The batches; Arrow passes DuckDB's errors on as OSError or ArrowInvalid."""
+        while True:
+            try:
+                batch = reader.read_next_batch()
+            except StopIteration:
+                return
+            except (pa.ArrowException, OSError) as error:
+                raise QueryError(f"query: {self._line(type(error), str(error))}") from None
+            yield batch
+
+    def _line(self, kind: type[Exception], message: str) -> str:
+        """What DuckDB said, without its drawing of the place, and what to do."""
+        said = _first_lines(message)
+        if self._expired.is_set():
+            return f"took longer than {self._timeout_seconds:g} s; select fewer rows, or allow more time"
+        if "Out of Memory Error" in said:
+            return f"needs more than {self._memory} of memory; select fewer columns, add a LIMIT, or allow more memory"
+        if "Expected a single SELECT statement" in said or "must be at the top level" in said:
+            return "only one SELECT is allowed, and nothing that writes, sets, loads or attaches; 'describe metadata' lists the columns"
+        if issubclass(kind, duckdb.PermissionException) or "has been locked" in said:
+            return f"{said.split(' - ')[0]}; a query may only read the run's {VIEWS}"
+        if issubclass(kind, duckdb.CatalogException) and said.startswith("Catalog Error: Table with name"):
+            return f"{said}; the tables are {VIEWS}"
+        if issubclass(kind, duckdb.IOException | OSError):
+            return f"{said}; a shard is missing or damaged: 'promptmill verify {self._runs[0]}' tells which"
+        return said
+
+
+def _first_lines(message: str) -> str:
+    """The first line, and the candidates that DuckDB suggests."""
+    lines = [line.strip() for line in message.splitlines()]
+    kept = lines[:1] + [line for line in lines[1:] if line.startswith(("Candidate", "Did you mean"))]
+    return " ".join(kept)
