@@ -1,9 +1,11 @@
 """``promptmill plan``: what a job would make, without a GPU and without writing anything."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jobs.prepare import Prepared
 from pipeline.plan import batches, cut
+from schemas.records import Draw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,7 @@ def summarize(prepared: Prepared) -> PlanSummary:
     examples: list[str] = []
     batch_size = prepared.config.sampling.batch_size
 
-    def draws_of_prompts():  # noqa: ANN202 - a generator of draw lists
+    def draws_of_prompts() -> Iterator[list[Draw]]:
         nonlocal prompts
         for prompt in prepared.open_prompts():
             prompts += 1

@@ -155,7 +155,7 @@ def _read_job(store: LocalStore) -> JobRecord | None:
         raw = yaml.safe_load(store.get(layout.JOB))
         config = parse(raw["config"], where)
         return JobRecord(config=config, base_dir=raw["base_dir"], model=raw["model"], scorers=raw["scorers"], versions=raw["versions"])
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
     except PermissionError as error:
         raise RunFolderError(f"{where}: cannot be read: {error.strerror}") from None
@@ -167,7 +167,9 @@ def _refuse_other_job(store: LocalStore, old: JobRecord, new: JobRecord) -> None
     if old.fingerprint == new.fingerprint:
         return
     before, after = old.identity(), new.identity()
-    changed = [f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in sorted(before | after) if before.get(key) != after.get(key)]
+    changed = [
+        f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in sorted(before | after) if before.get(key) != after.get(key)
+    ]
     raise RunFolderError(
         f"{store.root}: holds job {old.fingerprint}, this is job {new.fingerprint}: {'; '.join(changed[:3])}"
         f"{f' and {len(changed) - 3} more' if len(changed) > 3 else ''}; set it back, or choose another --out"

@@ -10,6 +10,11 @@ from rich.text import Text
 
 from jobs.plan import PlanSummary
 
+TO_TRY = (
+    "select status, reason, count(*) as images from metadata group by all order by images desc",
+    "select prompt, seed, status from metadata order by sample_id limit 10",
+)
+
 if TYPE_CHECKING:  # these modules import torch or start-up heavy parts
     from jobs.bench import BenchResult
     from jobs.run import RunReport
@@ -37,24 +42,26 @@ def run_table(report: "RunReport") -> RenderableType:
         count = getattr(report, name)
         table.add_row(name, Text(f"{count:,}  ({count / max(1, made):.1%})", style=style if count else "dim"))
     if report.made_now:
-        table.add_row("speed", f"{report.images_per_second:.2f} images/s with {report.workers} workers, after {report.startup_seconds:.1f} s of start-up")
+        table.add_row(
+            "speed",
+            f"{report.images_per_second:.2f} images/s with {report.workers} workers, after {report.startup_seconds:.1f} s of start-up",
+        )
         table.add_row("device time", _shares(report))
-    root = os.path.relpath(report.root) if not report.root.startswith("..") else report.root
+    root = os.path.relpath(report.root)
     table.add_row("dataset", root)
     if report.stopped or not made:
         return table
-    return Group(
-        table,
-        Text("\nnext:"),
-        Text(f'  promptmill query {root} "select status, reason, count(*) as images from metadata group by all order by images desc"'),
-        Text(f'  promptmill query {root} "select prompt, seed, status from metadata order by sample_id limit 10"'),
-        Text(f"  promptmill show {root} sheet.png"),
-    )
+    next_steps = [f'query {root} "{sql}"' for sql in TO_TRY] + [f"show {root} sheet.png"]
+    return Group(table, Text("\nnext:"), *(Text(f"  promptmill {step}") for step in next_steps))
 
 
 def bench_table(result: "BenchResult") -> RenderableType:
     """The bare loop against the pipeline, and the seconds per stage."""
-    table = Table(box=box.SIMPLE_HEAD, title=f"{result.draws} images a round, {result.rounds} rounds, interleaved, on {result.machine}", title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{result.draws} images a round, {result.rounds} rounds, interleaved, on {result.machine}",
+        title_justify="left",
+    )
     for heading in ("way", "images/s (median)", "lowest - highest", "start-up s"):
         table.add_column(heading, justify="left" if heading == "way" else "right")
     for way in result.ways:
@@ -70,8 +77,8 @@ def bench_table(result: "BenchResult") -> RenderableType:
 def _shares(report: "RunReport") -> str:
     """Share of the workers' time that sampling and scoring took."""
     total = report.steady_seconds * max(1, report.workers)
-    busy = report.stages.get("sample", 0.0) + report.stages.get("score", 0.0)
-    return f"{min(1.0, busy / total):.0%} busy: sampling {report.stages.get('sample', 0.0) / total:.0%}, scoring {report.stages.get('score', 0.0) / total:.0%}"
+    sampling, scoring = (report.stages.get(stage, 0.0) / total for stage in ("sample", "score"))
+    return f"{min(1.0, sampling + scoring):.0%} busy: sampling {sampling:.0%}, scoring {scoring:.0%}"
 
 
 def _facts() -> Table:

@@ -131,7 +131,9 @@ def read_index(store: Store) -> PlanIndex | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError):
-        raise RunFolderError(f"{store.root}/{layout.PLAN_INDEX}: is damaged; delete it and run the same command again, it is made anew") from None
+        raise RunFolderError(
+            f"{store.root}/{layout.PLAN_INDEX}: is damaged; delete it and run the same command again, it is made anew"
+        ) from None
 
 
 def read_shard(store: Store, shard_id: int) -> Shard:
@@ -141,7 +143,9 @@ def read_shard(store: Store, shard_id: int) -> Shard:
         with pq.ParquetFile(pa.BufferReader(store.get(name))) as file:
             rows = file.read_row_group(shard_id % layout.SHARDS_PER_PLAN_FILE).to_pylist()
     except (pa.ArrowInvalid, OSError, IndexError) as error:
-        raise RunFolderError(f"{store.root}/{name}: shard {shard_id} cannot be read ({error}); delete {layout.PLAN_INDEX} and run the same command again") from None
+        raise RunFolderError(
+            f"{store.root}/{name}: shard {shard_id} cannot be read ({error}); delete {layout.PLAN_INDEX} and run the same command again"
+        ) from None
     return Shard(shard_id=shard_id, draws=tuple(draw_from_row(row) for row in rows))
 
 
@@ -218,5 +222,8 @@ def _refuse_repeated_ids(digest: _PromptDigest, open_prompts: OpenPrompts) -> No
         if _id_digest(prompt) not in repeated:
             continue
         if prompt.id in first_row:
-            raise PromptError(f"prompt id {prompt.id!r} stands at prompts {first_row[prompt.id]} and {row} (from 0); give each its own id, or drop the id column")
+            raise PromptError(
+                f"prompt id {prompt.id!r} stands at prompts {first_row[prompt.id]} and {row} (from 0);"
+                " give each its own id, or drop the id column"
+            )
         first_row[prompt.id] = row

@@ -86,7 +86,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise PromptError(f"{path}: line {number}: byte {error.start + 1} (0x{raw[error.start]:02x}) is not UTF-8; save the file as UTF-8") from None
+                raise PromptError(
+                    f"{path}: line {number}: byte {error.start + 1} (0x{raw[error.start]:02x}) is not UTF-8; save the file as UTF-8"
+                ) from None
             yield number, text
 
 
@@ -105,7 +107,7 @@ def _csv(path: Path) -> Iterator[_Row]:
                 raise PromptError(f"{path}: line {reader.line_num}: more cells than columns in the header; quote cells that hold commas")
             yield reader.line_num, {key: value or None for key, value in row.items()}
     except csv.Error as error:
-        raise PromptError(f"{path}: line {reader.line_num}: not valid CSV: {error}") from None
+        raise PromptError(f"{path}: line {reader.reader.line_num}: not valid CSV: {error}") from None
 
 
 def _jsonl(path: Path) -> Iterator[_Row]:

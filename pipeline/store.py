@@ -69,7 +69,10 @@ class LocalStore:
             raise _unwritable(target, error) from error
 
     def get(self, name: str) -> bytes:
-        return self.path(name).read_bytes()
+        try:
+            return self.path(name).read_bytes()
+        except NotADirectoryError as error:
+            raise FileNotFoundError(str(error)) from None
 
     def exists(self, name: str) -> bool:
         return self.path(name).exists()

@@ -24,7 +24,9 @@ ROW_GROUP_ROWS = 128
 ROW_GROUP_BYTES = 100_000_000
 
 
-def metadata_bytes(shard_id: int, outcomes: Sequence[Outcome], verdicts: Sequence[Verdict], versions: Mapping[str, str], image_format: str) -> bytes:
+def metadata_bytes(
+    shard_id: int, outcomes: Sequence[Outcome], verdicts: Sequence[Verdict], versions: Mapping[str, str], image_format: str
+) -> bytes:
     """The shard's metadata table as a Parquet file."""
     rows = [metadata_row(outcome, verdict, shard_id, versions, image_format) for outcome, verdict in zip(outcomes, verdicts, strict=True)]
     table = pa.Table.from_pylist(rows, metadata_schema(versions))
@@ -81,7 +83,9 @@ def commit_shard(
 
 def save_partial(store: Store, shard_id: int, outcomes: Sequence[Outcome], draws_sha256: str) -> None:
     """Keep the finished batches of a shard that is asked to stop."""
-    rows = [{"image": outcome.image, "outcome": json.dumps(_without_draw(outcome)), "sample_id": outcome.draw.sample_id} for outcome in outcomes]
+    rows = [
+        {"image": outcome.image, "outcome": json.dumps(_without_draw(outcome)), "sample_id": outcome.draw.sample_id} for outcome in outcomes
+    ]
     schema = pa.schema([("sample_id", pa.string()), ("image", pa.binary()), ("outcome", pa.string())], {"draws_sha256": draws_sha256})
     store.put(layout.partial_file(shard_id), _parquet(pa.Table.from_pylist(rows, schema), compression="none"))
 
@@ -95,7 +99,10 @@ def load_partial(store: Store, shard: Shard, draws_sha256: str) -> dict[str, Out
     if (table.schema.metadata or {}).get(b"draws_sha256") != draws_sha256.encode():
         return {}
     draws = {draw.sample_id: draw for draw in shard.draws}
-    return {row["sample_id"]: Outcome(draw=draws[row["sample_id"]], image=row["image"], **json.loads(row["outcome"])) for row in table.to_pylist()}
+    return {
+        row["sample_id"]: Outcome(draw=draws[row["sample_id"]], image=row["image"], **json.loads(row["outcome"]))
+        for row in table.to_pylist()
+    }
 
 
 def _without_draw(outcome: Outcome) -> dict[str, Any]:

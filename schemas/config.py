@@ -22,9 +22,12 @@ def _shorthand(key: str) -> BeforeValidator:
 class PromptsConfig(Section):
     """Where prompts come from: exactly one of ``file`` and ``texts``."""
 
-    file: str | None = Field(None, description="txt (a prompt per line), csv, jsonl or parquet; columns: prompt, and optionally id, negative_prompt, label; all others are carried as tags")
-    texts: list[str] | None = Field(None, description="prompts written here")
-    draws_per_prompt: int = Field(1, ge=1, description="images to make of each prompt, each with its own seed")
+    file: str | None = Field(
+        default=None,
+        description="txt (a prompt per line), csv, jsonl or parquet; columns: prompt (id, negative_prompt, label); others become tags",
+    )
+    texts: list[str] | None = Field(default=None, description="prompts written here")
+    draws_per_prompt: int = Field(default=1, ge=1, description="images to make of each prompt, each with its own seed")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -37,37 +40,51 @@ class ModelConfig(Section):
     """The generator."""
 
     id: str = Field(description="'demo' (bundled), a local diffusers folder, or a hub name such as stabilityai/sdxl-turbo")
-    revision: str | None = Field(None, description="commit of a hub model; without it the newest is looked up once and recorded")
-    variant: str | None = Field(None, description="weight files with this infix, for example fp16")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="compute type of all parts of the pipeline")
-    cpu_threads: int = Field(1, ge=1, description="threads of one worker on a CPU; part of the job's identity, since it changes the last bits")
+    revision: str | None = Field(default=None, description="commit of a hub model; without it the newest is looked up once and recorded")
+    variant: str | None = Field(default=None, description="weight files with this infix, for example fp16")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="compute type of all parts of the pipeline")
+    cpu_threads: int = Field(
+        default=1, ge=1, description="threads of one worker on a CPU; part of the job's identity, since it changes the last bits"
+    )
 
 
 class SamplingConfig(Section):
     """How an image is drawn from noise."""
 
-    scheduler: str = Field("default", description="'default' (the model's own) or a name from the table in docs/samplers.md, such as ddim, euler, dpm++_2m")
-    steps: int = Field(20, ge=1, le=1000, description="denoising steps")
-    guidance_scale: float = Field(5.0, ge=0, le=100, description="classifier-free guidance (Ho & Salimans 2022); 1 or less turns it off")
-    width: int | None = Field(None, ge=1, le=16384, description="pixels; the model's own size if not given")
-    height: int | None = Field(None, ge=1, le=16384, description="pixels; the model's own size if not given")
-    negative_prompt: str = Field("", description="used where a prompt brings none of its own")
-    batch_size: int = Field(8, ge=1, le=4096, description="images per call of the model; short batches are padded, so that every image sees the same shape")
+    scheduler: str = Field(
+        default="default",
+        description="'default' (the model's own) or a name from the table in docs/samplers.md, such as ddim, euler, dpm++_2m",
+    )
+    steps: int = Field(default=20, ge=1, le=1000, description="denoising steps")
+    guidance_scale: float = Field(
+        default=5.0, ge=0, le=100, description="classifier-free guidance (Ho & Salimans 2022); 1 or less turns it off"
+    )
+    width: int | None = Field(default=None, ge=1, le=16384, description="pixels; the model's own size if not given")
+    height: int | None = Field(default=None, ge=1, le=16384, description="pixels; the model's own size if not given")
+    negative_prompt: str = Field(default="", description="used where a prompt brings none of its own")
+    batch_size: int = Field(
+        default=8,
+        ge=1,
+        le=4096,
+        description="images per call of the model; short batches are padded, so that every image sees the same shape",
+    )
 
 
 class ScorerConfig(Section):
     """One scorer; its key in ``scorers`` names its columns (``clip`` -> ``clip_score``)."""
 
-    type: str = Field("clip", description="a built-in scorer, or package.module:Class")
-    model: str | None = Field(None, description="for clip: 'demo', NAME/PRETRAINED of open_clip (ViT-B-32/laion2b_s34b_b79k), or a local folder")
+    type: str = Field(default="clip", description="a built-in scorer, or package.module:Class")
+    model: str | None = Field(
+        default=None, description="for clip: 'demo', NAME/PRETRAINED of open_clip (ViT-B-32/laion2b_s34b_b79k), or a local folder"
+    )
 
 
 class RuleConfig(Section):
     """Reject images whose score lies outside [min, max]. A score that is NaN is rejected too."""
 
     score: str = Field(description="key of a scorer")
-    min: float | None = Field(None, description="lowest score that is kept")
-    max: float | None = Field(None, description="highest score that is kept")
+    min: float | None = Field(default=None, description="lowest score that is kept")
+    max: float | None = Field(default=None, description="highest score that is kept")
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
@@ -80,28 +97,32 @@ class FilterConfig(Section):
     """Which images are accepted. Every score is stored whatever the rules say."""
 
     rules: list[RuleConfig] = Field(default_factory=list, description="checked in order; the first that fails is the reason")
-    reject_blank: bool = Field(True, description="reject images of one flat colour, as NaNs and safety checkers leave them")
-    best_of_prompt: int | None = Field(None, ge=1, description="of the images of one prompt that pass the rules, accept this many, by rank_by")
-    rank_by: str | None = Field(None, description="scorer that ranks the images of a prompt; the first one if not given")
+    reject_blank: bool = Field(default=True, description="reject images of one flat colour, as NaNs and safety checkers leave them")
+    best_of_prompt: int | None = Field(
+        default=None, ge=1, description="of the images of one prompt that pass the rules, accept this many, by rank_by"
+    )
+    rank_by: str | None = Field(default=None, description="scorer that ranks the images of a prompt; the first one if not given")
 
 
 class OutputConfig(Section):
     """Where and how the dataset is written."""
 
-    dir: str | None = Field(None, description="run folder; runs/NAME of the configuration if not given")
-    image_format: Literal["webp", "png", "jpeg"] = Field("webp", description="webp and png are lossless")
-    jpeg_quality: int = Field(95, ge=1, le=100, description="for jpeg only; chroma is not subsampled")
-    shard_size: int = Field(64, ge=1, le=100_000, description="draws per shard, the unit of retry and commit; prompts are kept whole where they fit")
+    dir: str | None = Field(default=None, description="run folder; runs/NAME of the configuration if not given")
+    image_format: Literal["webp", "png", "jpeg"] = Field(default="webp", description="webp and png are lossless")
+    jpeg_quality: int = Field(default=95, ge=1, le=100, description="for jpeg only; chroma is not subsampled")
+    shard_size: int = Field(
+        default=64, ge=1, le=100_000, description="draws per shard, the unit of retry and commit; prompts are kept whole where they fit"
+    )
 
 
 class ExecutorConfig(Section):
     """Who does the work. Changes nothing in the dataset."""
 
-    kind: Literal["ray", "local"] = Field("ray", description="'ray' actors, or 'local': this process")
-    address: str | None = Field(None, description="Ray cluster to join; without it one is started on this machine")
-    actors: int | None = Field(None, ge=1, description="workers; one per GPU, or per cpu_threads CPU cores, if not given")
-    gpus_per_actor: float | None = Field(None, ge=0, description="1 where the cluster has GPUs, else 0, if not given")
-    max_attempts: int = Field(3, ge=1, description="tries at a shard whose worker dies, before its draws are dead-lettered")
+    kind: Literal["ray", "local"] = Field(default="ray", description="'ray' actors, or 'local': this process")
+    address: str | None = Field(default=None, description="Ray cluster to join; without it one is started on this machine")
+    actors: int | None = Field(default=None, ge=1, description="workers; one per GPU, or per cpu_threads CPU cores, if not given")
+    gpus_per_actor: float | None = Field(default=None, ge=0, description="1 where the cluster has GPUs, else 0, if not given")
+    max_attempts: int = Field(default=3, ge=1, description="tries at a shard whose worker dies, before its draws are dead-lettered")
 
 
 Scorers = Annotated[
@@ -113,14 +134,16 @@ Scorers = Annotated[
 class JobConfig(Section):
     """A whole job. ``promptmill run`` is a function of it and of the prompts."""
 
-    prompts: Annotated[PromptsConfig, BeforeValidator(lambda v: {"file": v} if isinstance(v, str) else {"texts": v} if isinstance(v, list) else v)]
+    prompts: Annotated[
+        PromptsConfig, BeforeValidator(lambda v: {"file": v} if isinstance(v, str) else {"texts": v} if isinstance(v, list) else v)
+    ]
     model: Annotated[ModelConfig, _shorthand("id")]
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig)  # pyright: ignore[reportArgumentType]
-    seed: int = Field(0, ge=0, lt=2**63, description="the job's seed")
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    seed: int = Field(default=0, ge=0, lt=2**63, description="the job's seed")
     scorers: Scorers = Field(default_factory=dict)
-    filter: FilterConfig = Field(default_factory=FilterConfig)  # pyright: ignore[reportArgumentType]
-    output: OutputConfig = Field(default_factory=OutputConfig)  # pyright: ignore[reportArgumentType]
-    executor: ExecutorConfig = Field(default_factory=ExecutorConfig)  # pyright: ignore[reportArgumentType]
+    filter: FilterConfig = Field(default_factory=FilterConfig)
+    output: OutputConfig = Field(default_factory=OutputConfig)
+    executor: ExecutorConfig = Field(default_factory=ExecutorConfig)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -81,7 +81,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid YAML: {type(error).__name__}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: holds {'nothing' if raw is None else type(raw).__name__}; a configuration is a mapping with the keys prompts and model")
+        found = "nothing" if raw is None else type(raw).__name__
+        raise ConfigError(f"{path}: holds {found}; a configuration is a mapping with the keys prompts and model")
     return raw
 
 

@@ -30,7 +30,7 @@ _DRAW: list[tuple[str, pa.DataType, bool, str]] = [  # name, type, nullable, mea
     ("mode", _TEXT, False, "text-to-image"),
     ("model", _TEXT, False, "model id; the folder's name for a local model"),
     ("model_revision", _TEXT, False, "commit of a hub model, or sha256 over the files of a local folder"),
-    ("loras", pa.list_(pa.string()), False, "LoRA weights as name@scale; empty without"),
+    ("loras", pa.list_(pa.field("element", pa.string())), False, "LoRA weights as name@scale; empty without"),
     ("scheduler", _TEXT, False, "sampler"),
     ("steps", _INT, False, "denoising steps"),
     ("guidance_scale", pa.float64(), False, "classifier-free guidance scale"),
@@ -61,7 +61,12 @@ _VERDICT: list[tuple[str, pa.DataType, bool, str]] = [
     ("reason", _TEXT, True, "rule that rejected, or error code of a failure; null when accepted"),
     ("error", _TEXT, True, "full error of a failed draw"),
     ("attempts", _INT, False, "tries that the draw took"),
-    ("rank_in_prompt", _INT, True, "1 is the best score among the prompt's images; null for failed draws, without scorers, or for prompts split over shards"),
+    (
+        "rank_in_prompt",
+        _INT,
+        True,
+        "1 is the best score among the prompt's images; null for failed draws, without scorers, or for prompts split over shards",
+    ),
     ("is_best", _BOOL, True, "rank_in_prompt is 1"),
 ]
 

@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import pytest
-
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -15,7 +15,7 @@ import numpy as np
 from jobs.prepare import Prepared
 from pipeline.models.base import Generated
 from pipeline.models.resolve import ModelCard
-from pipeline.scorers.resolve import ScorerCard
+from pipeline.scorers.resolve import ScorerCard, resolve_scorer
 from schemas.config import JobConfig, ModelConfig
 from schemas.config_load import parse
 from schemas.records import Draw, Outcome
@@ -63,7 +63,7 @@ class Brightness:
     """A scorer in ten lines: the mean pixel, 0 to 1."""
 
     def __init__(self, card: ScorerCard) -> None:
-        self.name, self.version = card.name, "brightness/1"
+        self.name, self.version = card.name, card.version
 
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         means = images_NHWC.reshape(len(images_NHWC), -1).mean(axis=1) / 255
@@ -94,10 +94,13 @@ def fake_config(**sections: Any) -> JobConfig:
 def fake_job(base_dir: Path, **sections: Any) -> Prepared:
     """A prepared job over the fake model; give ``sections`` to change the configuration."""
     config = fake_config(**sections)
-    cards = tuple(
-        ScorerCard(name=name, type=scorer.type, version="brightness/1", model=scorer.model or "") for name, scorer in config.scorers.items()
-    )
+    cards = tuple(resolve_scorer(name, scorer, base_dir=base_dir) for name, scorer in config.scorers.items())
     return Prepared(name="job", config=config, base_dir=base_dir, model=CARD, scorers=cards)
+
+
+def scorer_card(name: str = "bright") -> ScorerCard:
+    """The card of the fake scorer."""
+    return ScorerCard(name=name, type="tests.fakes:Brightness", version="1", target="tests.fakes:Brightness", model=None, folder=None)
 
 
 def make_draw(number: int = 0, **changes: Any) -> Draw:

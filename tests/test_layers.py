@@ -13,7 +13,7 @@ LAYERS = ("schemas", "pipeline", "jobs", "tests")
 DOORS = {  # package -> places that may import it
     "ray": ("jobs/ray_pool.py", "jobs/submit.py"),
     "diffusers": ("pipeline/models/",),
-    "open_clip": ("pipeline/scorers/clip.py", "pipeline/models/demo/"),
+    "open_clip": ("pipeline/scorers/", "pipeline/models/demo/"),
     "torch": ("pipeline/models/", "pipeline/scorers/", "jobs/doctor.py"),
     "duckdb": ("jobs/query.py", "jobs/query/", "jobs/status.py"),
 }

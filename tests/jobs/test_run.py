@@ -173,7 +173,7 @@ def test_failures_are_told_and_nothing_else_suffers(tmp_path: Path, executor: di
 @executors
 def test_a_model_that_always_fails_stops_the_job(tmp_path: Path, executor: dict) -> None:
     job = fake_job(tmp_path, prompts={"texts": [f"RAISE {n}" for n in range(40)]}, executor=executor)
-    with pytest.raises(UserError, match="every draw fails: shard .* RuntimeError: the model does not like this prompt"):
+    with pytest.raises(UserError, match=r"every draw fails: shard .* RuntimeError: the model does not like this prompt"):
         make(job, tmp_path / "run")
     assert not (tmp_path / "run" / "done").exists()
 

@@ -9,7 +9,7 @@ from schemas.config import FilterConfig, RuleConfig
 from schemas.records import Outcome
 from tests.fakes import make_draw, make_outcome
 
-RULES = FilterConfig(rules=[RuleConfig(score="bright", min=0.3, max=0.8)])  # pyright: ignore[reportCallIssue]
+RULES = FilterConfig(rules=[RuleConfig(score="bright", min=0.3, max=0.8)])
 
 
 def scored(*values: float, prompt: int = 0) -> list[Outcome]:
@@ -39,7 +39,7 @@ def test_a_failed_draw_is_failed_whatever_the_rules_say() -> None:
 def test_blank_and_flagged_images_are_rejected() -> None:
     blank, flagged = make_outcome(is_blank=True), make_outcome(safety_flagged=True)
     assert [v[:2] for v in verdicts([blank, flagged])] == [("rejected", "blank"), ("rejected", "safety_checker")]
-    kept = FilterConfig(reject_blank=False)  # pyright: ignore[reportCallIssue]
+    kept = FilterConfig(reject_blank=False)
     assert verdicts([blank], kept)[0][0] == "accepted"
 
 
@@ -53,7 +53,9 @@ def test_ranks_are_null_where_a_prompt_is_split() -> None:
     assert [v[2:] for v in verdicts(scored(0.5, 0.6), rankable=False)] == [(None, None)] * 2
 
 
-@pytest.mark.parametrize(("keep", "accepted"), [(1, [False, True, False, False]), (2, [True, True, False, False]), (9, [True, True, False, True])])
+@pytest.mark.parametrize(
+    ("keep", "accepted"), [(1, [False, True, False, False]), (2, [True, True, False, False]), (9, [True, True, False, True])]
+)
 def test_best_of_prompt_counts_only_images_that_pass_the_rules(keep: int, accepted: list[bool]) -> None:
     config = RULES.model_copy(update={"best_of_prompt": keep})
     found = verdicts(scored(0.5, 0.7, 0.9, 0.4), config)
@@ -62,5 +64,5 @@ def test_best_of_prompt_counts_only_images_that_pass_the_rules(keep: int, accept
 
 
 def test_no_scorers_means_no_ranks() -> None:
-    found = judge([make_outcome(scores={})], FilterConfig(), scorers=[], rankable=True)  # pyright: ignore[reportCallIssue]
+    found = judge([make_outcome(scores={})], FilterConfig(), scorers=[], rankable=True)
     assert found[0].rank_in_prompt is None

@@ -77,7 +77,10 @@ def test_appended_prompts_give_the_plan_of_a_fresh_start(tmp_path: Path) -> None
     [
         (lambda rows: rows[:-1], "was planned with 10 prompts, the source now ends after 9"),
         (lambda rows: rows[1:], r"prompt 0 \(from 0\) was 000000 'picture 0' and is now 000001 'picture 1'"),
-        (lambda rows: [*rows[:4], Prompt(id="000004", text="other"), *rows[5:], *prompts(3)], r"prompt 4 \(from 0\) was 000004 'picture 4'"),
+        (
+            lambda rows: [*rows[:4], Prompt(id="000004", text="other"), *rows[5:], *prompts(3)],
+            r"prompt 4 \(from 0\) was 000004 'picture 4'",
+        ),
         (lambda rows: [Prompt(id=p.id, text=p.text, negative="x") for p in rows], "the negative prompts have changed"),
     ],
 )

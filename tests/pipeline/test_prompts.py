@@ -15,7 +15,7 @@ from schemas.records import Prompt
 
 def read(folder: Path, name: str, content: bytes | str) -> list[Prompt]:
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return list(read_prompts(PromptsConfig(file=name), base_dir=folder))  # pyright: ignore[reportCallIssue]
+    return list(read_prompts(PromptsConfig(file=name), base_dir=folder))
 
 
 ROWS = [
@@ -33,7 +33,7 @@ def test_all_formats_carry_the_same_columns(tmp_path: Path) -> None:
     assert read(tmp_path, "p.csv", csv) == EXPECTED
     assert read(tmp_path, "p.jsonl", "\n".join(map(json.dumps, ROWS))) == EXPECTED
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "p.parquet")
-    assert list(read_prompts(PromptsConfig(file="p.parquet"), base_dir=tmp_path)) == EXPECTED  # pyright: ignore[reportCallIssue]
+    assert list(read_prompts(PromptsConfig(file="p.parquet"), base_dir=tmp_path)) == EXPECTED
 
 
 def test_txt_has_a_prompt_per_line_and_ids_are_row_numbers(tmp_path: Path) -> None:
@@ -79,4 +79,4 @@ def test_a_bad_row_is_placed(tmp_path: Path, name: str, content: bytes, expected
 
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="there is no such prompt file"):
-        list(read_prompts(PromptsConfig(file="none.txt"), base_dir=tmp_path))  # pyright: ignore[reportCallIssue]
+        list(read_prompts(PromptsConfig(file="none.txt"), base_dir=tmp_path))

@@ -3,9 +3,9 @@
 import numpy as np
 
 from pipeline.sample import sample_batch, score_batch
-from tests.fakes import Brightness, FakeModel, ScorerCard, make_draw
+from tests.fakes import Brightness, FakeModel, make_draw, scorer_card
 
-SCORER = Brightness(ScorerCard(name="bright", type="x", version="x", model=""))
+SCORER = Brightness(scorer_card())
 
 
 def test_short_batches_are_filled_to_the_planned_size() -> None:
@@ -48,7 +48,7 @@ def test_scores_go_to_images_and_a_broken_score_fails_one_image() -> None:
             return super().score(images_NHWC, prompts)
 
     sampled = sample_batch(FakeModel(), [make_draw(0), make_draw(1), make_draw(2, prompt="NAN")], 4)
-    score_batch([Picky(ScorerCard(name="bright", type="x", version="x", model=""))], sampled, 4)
+    score_batch([Picky(scorer_card())], sampled, 4)
     assert 0 < sampled[0].scores["bright"] < 1
     assert sampled[1].error == "scorer_error: bright: ValueError: no ones"
     assert sampled[1].image_HWC is None
