@@ -105,7 +105,7 @@ def hub_snapshot(repo: str, *, revision: str | None, allow: Sequence[str], where
     With HF_HUB_OFFLINE=1, or without a network, the local cache serves. Raises ModelError with the remedy.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError  # of the HTTP client that it uses, whichever that is
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  # of the HTTP client that it uses
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(allow)))

@@ -19,7 +19,7 @@ import transformers
 from pipeline.models.base import Generated
 from pipeline.models.embeddings import PromptEncoder, TokenCounter, accepted
 from pipeline.models.resolve import ModelCard
-from pipeline.models.samplers import SAMPLERS
+from pipeline.models.samplers import make_scheduler
 from schemas.config import ModelConfig
 from schemas.errors import ModelError
 from schemas.records import Draw
@@ -67,8 +67,8 @@ class DiffusersModel:
         prompts = [draw.prompt for draw in draws]
         negatives = [draw.negative_prompt or None for draw in draws]
         distilled, guided = self._guidance(scale, any(negatives))
-        if self._encoder.supported and not ("true_cfg_scale" in self._takes and guided):
-            texts: dict[str, Any] = dict(self._encoder.batch(prompts, negatives, guided=guided))
+        if self._encoder.supported:
+            texts: dict[str, Any] = dict(self._encoder.batch(prompts, negatives if guided else None))
         else:
             texts = {"prompt": prompts} | ({"negative_prompt": [text or "" for text in negatives]} if guided else {})
         if "true_cfg_scale" in self._takes:
@@ -95,9 +95,8 @@ class DiffusersModel:
 
         80 of 167 image pipelines of diffusers 0.42 do not hand their generators on to ``step``.
         """
-        sampler = SAMPLERS.get(name)
-        kind = getattr(diffusers, sampler.scheduler) if sampler else type(self._scheduler)
-        scheduler = kind.from_config(self._scheduler.config, **(sampler.overrides if sampler else {}))
+        config = self._scheduler.config
+        scheduler = type(self._scheduler).from_config(config) if name == "default" else make_scheduler(name, config)
         if "generator" in inspect.signature(scheduler.step).parameters:
             scheduler.step = functools.partial(scheduler.step, generator=generators)
         return scheduler

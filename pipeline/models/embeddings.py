@@ -13,54 +13,85 @@ import torch
 
 Embeddings = dict[str, torch.Tensor]
 
-_CAPACITY = 256  # texts kept; SDXL's take 0.6 MB each in float32
-# what encode_prompt returns, in order, as the arguments of __call__ that take it; None is not passed on
-_PAIR = ("prompt_embeds", "negative_prompt_embeds")  # Stable Diffusion 1 and 2
-_POOLED = (*_PAIR, "pooled_prompt_embeds", "negative_pooled_prompt_embeds")  # SDXL, SD3, Kolors
-_UNGUIDED = ("prompt_embeds", "pooled_prompt_embeds", None)  # FLUX
+_CAPACITY_BYTES = 256 * 2**20  # SDXL's take 0.6 MB a text in float32, T5's 5 MB
+# what encode_prompt returns for one text, in order, as the arguments of __call__ that take it; None is not passed on
+_PLAIN = ("prompt_embeds", None)  # Stable Diffusion 1 and 2
+_POOLED = ("prompt_embeds", None, "pooled_prompt_embeds", None)  # SDXL, SD3
+_FLUX = ("prompt_embeds", "pooled_prompt_embeds", None)
 
 
 class PromptEncoder:
-    """Encodes prompts for one pipeline. ``supported`` is False where its encode_prompt is of another kind."""
+    """Encodes texts for one pipeline. ``supported`` is False where its encode_prompt is of another kind."""
 
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
         self._returns = _returns(pipe)
-        self._kept: OrderedDict[tuple[str, str | None, bool], Embeddings] = OrderedDict()
+        self._kept: OrderedDict[str, Embeddings] = OrderedDict()
+        self._kept_bytes = 0
 
     @property
     def supported(self) -> bool:
         """Whether embeddings can be handed to the pipeline; else it takes the texts themselves."""
         return self._returns is not None
 
-    def batch(self, prompts: Sequence[str], negatives: Sequence[str | None], *, guided: bool) -> Embeddings:
-        """Arguments of ``__call__``: embeddings of the texts, stacked along the batch."""
-        each = [self._one(prompt, negative if guided else None, guided) for prompt, negative in zip(prompts, negatives, strict=True)]
-        return {name: torch.cat([one[name] for one in each]) for name in each[0]}
+    def batch(self, prompts: Sequence[str], negatives: Sequence[str | None] | None) -> Embeddings:
+        """Arguments of ``__call__``: embeddings of the texts, stacked along the batch. No negatives without guidance."""
+        stacked = _stacked([self._one(prompt) for prompt in prompts])
+        if negatives is not None:
+            stacked |= {f"negative_{name}": value for name, value in _stacked([self._negative(text) for text in negatives]).items()}
+        return stacked
 
-    def _one(self, prompt: str, negative: str | None, guided: bool) -> Embeddings:
-        key = (prompt, negative, guided)
-        if key not in self._kept:
-            self._kept[key] = self._encode(prompt, negative, guided)
-            if len(self._kept) > _CAPACITY:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+    def _negative(self, text: str | None) -> Embeddings:
+        one = self._one(text or "")
+        if text is None and getattr(self._pipe.config, "force_zeros_for_empty_prompt", False):  # as SDXL was trained
+            return {name: torch.zeros_like(value) for name, value in one.items()}
+        return one
 
-    def _encode(self, prompt: str, negative: str | None, guided: bool) -> Embeddings:
+    def _one(self, text: str) -> Embeddings:
+        if text not in self._kept:
+            self._kept[text] = self._encode(text)
+            self._kept_bytes += _num_bytes(self._kept[text])
+            while self._kept_bytes > _CAPACITY_BYTES and len(self._kept) > 1:
+                self._kept_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
+        self._kept.move_to_end(text)
+        return self._kept[text]
+
+    def _encode(self, text: str) -> Embeddings:
         wanted = {
-            "prompt": prompt,
+            "prompt": text,
             "prompt_2": None,
             "prompt_3": None,
-            "negative_prompt": negative,
             "device": self._pipe._execution_device,
             "num_images_per_prompt": 1,
-            "do_classifier_free_guidance": guided,
+            "do_classifier_free_guidance": False,
         }
         with torch.inference_mode():
             encoded = self._pipe.encode_prompt(**accepted(self._pipe.encode_prompt, wanted))
-        pairs = zip(self._returns or (), encoded, strict=True)
-        return {name: value for name, value in pairs if name and value is not None}
+        return {name: value for name, value in zip(self._returns or (), encoded, strict=True) if name}
+
+
+class TokenCounter:
+    """Counts the tokens of prompts with the pipeline's own tokenizers."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._readers: list[tuple[int, Any]] = []
+        longest = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
+        for tokenizer in tokenizers(pipe):
+            given = longest is not None and "CLIP" not in type(tokenizer).__name__
+            self._readers.append((longest.default if given else tokenizer.model_max_length, tokenizer))
+
+    def count(self, prompt: str) -> tuple[int | None, bool | None]:
+        """Tokens of the prompt, special ones included, for the encoder that reads furthest, and whether even that one cuts it."""
+        if not self._readers:
+            return None, None
+        limit, tokenizer = max(self._readers, key=lambda reader: reader[0])
+        tokens = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+        return tokens, tokens > limit
+
+
+def tokenizers(pipe: Any) -> list[Any]:
+    """The pipeline's tokenizers, in the order of its components."""
+    return [part for name, part in pipe.components.items() if name.startswith("tokenizer") and part is not None]
 
 
 def accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
@@ -70,34 +101,23 @@ def accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[st
 
 
 def _returns(pipe: Any) -> tuple[str | None, ...] | None:
-    if not hasattr(pipe, "encode_prompt"):
+    """Which kind of encode_prompt it is. Kinds with attention masks or texts of changing length are left to the pipeline."""
+    takes = inspect.signature(pipe.__call__).parameters
+    encodes = inspect.signature(pipe.encode_prompt).parameters if hasattr(pipe, "encode_prompt") else {}
+    if "prompt_embeds" not in takes or "negative_prompt_embeds" not in takes or any("attention_mask" in name for name in takes):
         return None
-    takes, encodes = inspect.signature(pipe.__call__).parameters, inspect.signature(pipe.encode_prompt).parameters
-    if any("mask" in name for name in takes if name.startswith(("prompt", "negative"))) or "prompt_embeds" not in takes:
+    if not any("CLIP" in type(tokenizer).__name__ for tokenizer in tokenizers(pipe)):
         return None
-    pooled = "pooled_prompt_embeds" in takes
+    if "pooled_prompt_embeds" not in takes:
+        return _PLAIN if "negative_prompt" in encodes else None
     if "negative_prompt" in encodes:
-        layout: tuple[str | None, ...] = _POOLED if pooled else _PAIR
-        return layout if all(name in takes and name in encodes for name in layout) else None
-    return _UNGUIDED if pooled and "prompt_2" in encodes else None
+        return _POOLED
+    return _FLUX if "prompt_2" in encodes else None
 
 
-class TokenCounter:
-    """Counts the tokens of prompts with the pipeline's own tokenizers."""
+def _stacked(each: Sequence[Embeddings]) -> Embeddings:
+    return {name: torch.cat([one[name] for one in each]) for name in each[0]}
 
-    def __init__(self, pipe: Any) -> None:
-        self._readers = []
-        longest = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
-        for name, part in pipe.components.items():
-            if name.startswith("tokenizer") and part is not None:
-                is_clip = "CLIP" in type(part).__name__
-                limit = part.model_max_length if is_clip or longest is None else longest.default
-                self._readers.append((limit, part))
 
-    def count(self, prompt: str) -> tuple[int | None, bool | None]:
-        """Tokens of the prompt, special ones included, for the tokenizer that reads furthest, and whether even that one cuts it."""
-        if not self._readers:
-            return None, None
-        limit, tokenizer = max(self._readers, key=lambda reader: reader[0])
-        tokens = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-        return tokens, tokens > limit
+def _num_bytes(embeddings: Embeddings) -> int:
+    return sum(value.nbytes for value in embeddings.values())

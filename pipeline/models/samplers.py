@@ -8,6 +8,7 @@ out (``DPMSolverSDEScheduler`` seeds a Brownian tree of its own): an image must 
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 NOISE = frozenset({"epsilon", "v_prediction"})
 ANY = NOISE | {"sample"}
@@ -29,6 +30,17 @@ class Sampler:
     stochastic: bool = False
     overrides: Mapping[str, object] = field(default_factory=dict)
     source: str = ""
+
+
+_PAGE = """# Samplers
+
+Generated from `pipeline/models/samplers.py`. `sampling.scheduler` takes these names; `default` is the model's own.
+"Models" are those whose network predicts what the sampler can step with: noise (`epsilon`), velocity (`v_prediction`),
+the image (`sample`), or a flow; `edm` models have a noise schedule of their own kind. Any other pair is refused:
+diffusers would run it and draw something wrong. Noise that a sampler adds comes from the image's own generator, so an
+image can always be made again alone.
+
+"""
 
 
 def _dpm(algorithm: str, *, karras: bool = False, order: int = 2) -> dict[str, object]:
@@ -59,7 +71,7 @@ SAMPLERS: dict[str, Sampler] = {
     "unipc": Sampler(scheduler="UniPCMultistepScheduler", fits=ANY, source="Zhao et al. 2023, arXiv 2302.04867"),
     "deis": Sampler(scheduler="DEISMultistepScheduler", fits=ANY, source="Zhang & Chen 2023, arXiv 2204.13902"),
     "lcm": Sampler(scheduler="LCMScheduler", fits=ANY, stochastic=True, source="Luo et al. 2023, arXiv 2310.04378"),
-    "tcd": Sampler(scheduler="TCDScheduler", fits=ANY, stochastic=True, source="Zheng et al. 2024, arXiv 2402.19159"),
+    "tcd": Sampler(scheduler="TCDScheduler", fits=ANY, source="Zheng et al. 2024, arXiv 2402.19159, gamma 0"),
     "edm": Sampler(scheduler="EDMEulerScheduler", fits=EDM, source=_KDPM),
     "edm_dpm++_2m": Sampler(scheduler="EDMDPMSolverMultistepScheduler", fits=EDM, source=_DPMPP),
     "flow_euler": Sampler(scheduler="FlowMatchEulerDiscreteScheduler", fits=FLOW, overrides={"stochastic_sampling": False}, source=_FLOW),
@@ -78,13 +90,19 @@ def fitting(prediction: str) -> list[str]:
     return [name for name, sampler in SAMPLERS.items() if prediction in sampler.fits]
 
 
-def sampler_table() -> str:
-    """The table of docs/samplers.md, in Markdown."""
+def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
+    """The diffusers scheduler of a sampler, with the noise schedule of ``config``, the model's own scheduler configuration."""
+    import diffusers
+
+    sampler = SAMPLERS[name]
+    return getattr(diffusers, sampler.scheduler).from_config(config, **sampler.overrides)
+
+
+def samplers_page() -> str:
+    """docs/samplers.md."""
     rows = ["| name | scheduler of diffusers | settings | adds noise | models | source |", "|---|---|---|---|---|---|"]
     for name, sampler in SAMPLERS.items():
         settings = ", ".join(f"{key}={value}" for key, value in sampler.overrides.items()) or "the model's own"
-        fits = ", ".join(sorted(sampler.fits))
-        rows.append(
-            f"| `{name}` | {sampler.scheduler} | {settings} | {'yes' if sampler.stochastic else 'no'} | {fits} | {sampler.source} |"
-        )
-    return "\n".join(rows) + "\n"
+        noise, fits = "yes" if sampler.stochastic else "no", ", ".join(sorted(sampler.fits))
+        rows.append(f"| `{name}` | {sampler.scheduler} | {settings} | {noise} | {fits} | {sampler.source} |")
+    return _PAGE + "\n".join(rows) + "\n"

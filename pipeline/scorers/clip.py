@@ -5,6 +5,7 @@ The plain cosine, in float32, in [-1, 1]: not times 100 (torchmetrics), not 2.5 
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -27,13 +28,13 @@ class ClipScorer:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         source = f"local-dir:{card.folder}"
         try:
-            self._model = open_clip.create_model(source, precision="fp32", device=self._device, require_pretrained=True).eval()
-            self._tokenizer = open_clip.get_tokenizer(source)
+            self._model: Any = open_clip.create_model(source, precision="fp32", device=self._device, require_pretrained=True).eval()
+            self._tokenizer: Any = open_clip.get_tokenizer(source)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ModelError(f"scorers.{card.name}: {card.model} cannot be loaded ({reason}); copy or download it again") from error
         settings = open_clip.transform.PreprocessCfg(**self._model.visual.preprocess_cfg)
-        self._preprocess = open_clip.transform.image_transform_v2(settings, is_train=False)
+        self._preprocess: Any = open_clip.transform.image_transform_v2(settings, is_train=False)
         self._texts: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
