@@ -156,7 +156,7 @@ class _Guard:
             return f"{said.split(' - ')[0]}; a query may only read the run's {VIEWS}"
         if issubclass(kind, duckdb.CatalogException) and said.startswith("Catalog Error: Table with name"):
             return f"{said}; the tables are {VIEWS}"
-        if issubclass(kind, duckdb.IOException | OSError):
+        if issubclass(kind, duckdb.IOException | OSError) or ".parquet'" in said:
             return f"{said}; a shard is missing or damaged: 'promptmill verify {self._runs[0]}' tells which"
         return said
 

@@ -1,0 +1,114 @@
+"""``events.jsonl`` to what happened: the sessions of a run, its workers, what went wrong. Read-only and forgiving.
+
+The log is the only file that is appended to, so a kill can tear its last line; torn and foreign lines are skipped.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+BEGINNINGS = ("start", "resume")
+ENDINGS = ("finish", "drained", "drain")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """One committed shard."""
+
+    at: datetime
+    worker: str
+    draws: int
+
+
+@dataclass(slots=True, kw_only=True)
+class WorkerSeen:
+    """One process that held the models; ``load_seconds`` is how long it took to load them."""
+
+    ready_at: datetime
+    load_seconds: float = 0.0
+    lost: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """One start of ``promptmill run``. ``ended`` is false while it goes on, and for ever if it was killed."""
+
+    started_at: datetime
+    last_at: datetime
+    host: str | None = None
+    pid: int | None = None
+    ended: bool = False
+    done: list[Done] = field(default_factory=list)
+    workers: dict[str, WorkerSeen] = field(default_factory=dict)
+
+    @property
+    def ready_at(self) -> datetime:
+        """When sampling could begin: the first worker was ready."""
+        return min((worker.ready_at for worker in self.workers.values()), default=self.started_at)
+
+    @property
+    def working_seconds(self) -> float:
+        """From then to the last committed shard."""
+        return max(0.0, (self.done[-1].at - self.ready_at).total_seconds()) if self.done else 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class History:
+    """All sessions in order, and counts of mishaps."""
+
+    sessions: list[Session] = field(default_factory=list)
+    retries: int = 0
+    workers_lost: int = 0
+    abandoned: int = 0
+
+
+def read_history(log: bytes) -> History:
+    """The history in the bytes of an event log."""
+    history = History()
+    actors: dict[Any, str] = {}
+    for at, event in _events(log.splitlines()):
+        with suppress(TypeError, ValueError):  # facts of another type than ours
+            _take(history, actors, at, event)
+    return history
+
+
+def _events(lines: Iterable[bytes]) -> Iterator[tuple[datetime, dict[str, Any]]]:
+    for line in lines:
+        try:
+            event = json.loads(line)
+            at = datetime.fromisoformat(event["time"])
+            event["event"] = str(event["event"])
+        except (ValueError, TypeError, KeyError):
+            continue
+        yield at if at.tzinfo else at.replace(tzinfo=UTC), event
+
+
+def _take(history: History, actors: dict[Any, str], at: datetime, event: dict[str, Any]) -> None:
+    """Enter one event."""
+    kind = event["event"]
+    if kind in BEGINNINGS or not history.sessions:
+        pid = event.get("pid")
+        history.sessions.append(Session(started_at=at, last_at=at, host=event.get("host"), pid=pid if isinstance(pid, int) else None))
+        actors.clear()
+    session = history.sessions[-1]
+    session.last_at = max(session.last_at, at)
+    if kind in ENDINGS:
+        session.ended = True
+    elif kind == "shard_done":
+        session.done.append(Done(at=at, worker=str(event.get("worker", "")), draws=int(event.get("draws", 0))))
+    elif kind == "shard_retry":
+        history.retries += 1
+    elif kind == "shard_abandoned":
+        history.abandoned += 1
+    elif kind == "worker_ready":
+        name = str(event.get("worker", ""))
+        actors[event.get("actor")] = name
+        session.workers[name] = WorkerSeen(ready_at=at, load_seconds=float(event.get("seconds", 0.0)))
+    elif kind == "worker_lost":
+        history.workers_lost += 1
+        name = str(event.get("worker", actors.get(event.get("actor"), "")))
+        if name in session.workers:
+            session.workers[name].lost = True
