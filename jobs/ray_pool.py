@@ -178,6 +178,7 @@ class _Pool:
 def _connect(address: str | None, empty_dir: str) -> None:
     """Workers start in an empty folder: else a ``pipeline/`` of the user's own would be imported there."""
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Ray's own 30 s are too few on a busy machine
     runtime_env = {"working_dir": empty_dir, "env_vars": environment}
     try:
         ray.init(
@@ -187,9 +188,9 @@ def _connect(address: str | None, empty_dir: str) -> None:
             logging_level=logging.ERROR,
             **({} if address else {"include_dashboard": False}),
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises bare Exceptions here
         where = f"Ray cluster at {address}" if address else "a Ray cluster on this machine"
-        raise UserError(f"{where}: cannot be used: {str(error).splitlines()[0]}; check the address, or use --executor local") from None
+        raise UserError(f"{where}: cannot be used: {_brief(error)}; check the address, or use --executor local") from None
 
 
 def _layout(control: Control, num_shards: int) -> tuple[int, dict[str, float]]:

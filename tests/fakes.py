@@ -1,7 +1,7 @@
 """Fakes behind the pipeline's own protocols, for faults and for speed. Real models are used where pixels matter.
 
 Words in a prompt make the fake model misbehave: ``RAISE`` (the batch raises), ``NAN`` (not finite),
-``BLANK`` (one flat colour), ``EXIT`` (the process dies, once per marker file), ``SLOW`` (a tenth of a second).
+``BLANK`` (one flat colour), ``EXIT`` (the process dies, once per marker file), ``SLOW`` (a twentieth of a second).
 """
 
 import os
@@ -157,7 +157,7 @@ def _image(draw: Draw) -> np.ndarray:
 
 def _misbehave(prompt: str) -> None:
     if "SLOW" in prompt:
-        time.sleep(0.1)
+        time.sleep(0.05)
     if "RAISE" in prompt:
         raise RuntimeError("the model does not like this prompt")
     if "EXIT" in prompt:

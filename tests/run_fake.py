@@ -1,0 +1,18 @@
+"""A driver process over the fake model, for tests that kill it: ``python -m tests.run_fake OUT local|ray``."""
+
+import sys
+from pathlib import Path
+
+from jobs.run import run
+from tests.fakes import LOADER, fake_job
+
+JOB = {"prompts": {"texts": [f"SLOW picture {n}" for n in range(72)], "draws_per_prompt": 2}, "sampling": {"batch_size": 4}}
+
+
+def main() -> int:
+    out, kind = Path(sys.argv[1]), sys.argv[2]
+    return run(fake_job(out.parent, **JOB, executor={"kind": kind, "actors": 2}), out=out, model_loader=LOADER).exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
