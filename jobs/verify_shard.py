@@ -79,7 +79,7 @@ def _table(run_dir: RunDir, name: str, sha256: str, schema: pa.Schema) -> pa.Tab
     if found != sha256:
         raise _Wrong(f"its {len(data):,} bytes have sha256 {found[:16]}…, committed was {sha256[:16]}…")
     try:
-        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise _Wrong(f"is not readable Parquet: {str(error).splitlines()[0]}") from None
     _check_schema(table.schema, schema)

@@ -31,20 +31,8 @@ def put_distribution(folder: Path, name: str, version: str, *requires: str) -> N
 @pytest.mark.slow
 def test_this_installation_can_import_all_and_compute_somewhere(tmp_path: Path) -> None:
     found = by_name(doctor(tmp_path))
-    for name in (
-        "python",
-        "machine",
-        "torch",
-        "torchvision",
-        "diffusers",
-        "transformers",
-        "open_clip",
-        "cpu",
-        "ray",
-        "duckdb",
-        "hub",
-        "folder",
-    ):
+    heavy, others = packages.PROBED, ("python", "machine", "cpu", "ray", "duckdb", "hub", "folder")
+    for name in (*heavy, *others):
         assert found[name].ok, str(found[name])
     assert "gpu" in found or "gpu 0" in found
 
