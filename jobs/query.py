@@ -73,7 +73,6 @@ def _make_views(connection: duckdb.DuckDBPyConnection, runs: Sequence[tuple[str,
     connection.execute("create view failed as from metadata where status = 'failed'")
     connection.execute(f"set allowed_paths = {_list(readable)}")
     connection.execute("set secret_directory = ''")
-    connection.execute("set allow_extension_repositories = 'forbidden'")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")
 
@@ -164,5 +163,5 @@ class _Guard:
 def _first_lines(message: str) -> str:
     """The first line, and the candidates that DuckDB suggests."""
     lines = [line.strip() for line in message.splitlines()]
-    kept = lines[:1] + [line for line in lines[1:] if line.startswith(("Candidate", "Did you mean"))]
+    kept = lines[:1] + [line for line in lines[1:] if line.startswith(("Candidate", "Did you mean")) and not line.endswith(":")]
     return " ".join(kept)
