@@ -77,8 +77,8 @@ class TokenCounter:
         self._readers: list[tuple[int, Any]] = []
         longest = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
         for tokenizer in tokenizers(pipe):
-            given = longest is not None and "CLIP" not in type(tokenizer).__name__
-            self._readers.append((longest.default if given else tokenizer.model_max_length, tokenizer))
+            is_clip = "CLIP" in type(tokenizer).__name__
+            self._readers.append((tokenizer.model_max_length if is_clip or longest is None else longest.default, tokenizer))
 
     def count(self, prompt: str) -> tuple[int | None, bool | None]:
         """Tokens of the prompt, special ones included, for the encoder that reads furthest, and whether even that one cuts it."""

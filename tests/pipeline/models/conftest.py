@@ -1,0 +1,81 @@
+"""Tiny models, each made once in a test session and copied where a test damages it."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.models import load_model
+from pipeline.models.base import ImageModel
+from pipeline.models.resolve import resolve_model
+from schemas.config import ModelConfig
+from schemas.records import Draw
+from tests.pipeline.models import tiny
+
+
+def make_draw(index: int, **changes: object) -> Draw:
+    """A 32 px draw of three steps; equal indices are equal draws."""
+    values: dict[str, object] = {
+        "prompt_id": str(index),
+        "draw_index": 0,
+        "prompt": f"a red square {index}",
+        "negative_prompt": "",
+        "label": None,
+        "tags": {},
+        "mode": "text-to-image",
+        "model": "tiny",
+        "model_revision": "sha256:0",
+        "loras": (),
+        "scheduler": "default",
+        "steps": 3,
+        "guidance_scale": 4.0,
+        "strength": None,
+        "width": 32,
+        "height": 32,
+        "seed": 1000 + index,
+        "dtype": "float32",
+        "init_sha256": None,
+        "mask_sha256": None,
+        "control_sha256": None,
+    }
+    return Draw(**values | changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a tiny model by family. Read only: use ``own_copy`` to damage one."""
+    root, made = tmp_path_factory.mktemp("models"), {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            made[family] = tiny.BUILDERS[family](root / family)
+        return made[family]
+
+    return folder
+
+
+@pytest.fixture
+def own_copy(model_folder: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A Stable Diffusion folder named ``my-model`` that the test may change."""
+    return Path(shutil.copytree(model_folder("sd"), tmp_path / "my-model"))
+
+
+@pytest.fixture(scope="session")
+def loaded(model_folder: Callable[[str], Path]) -> Iterator[Callable[[str], ImageModel]]:
+    """A loaded tiny model by family."""
+    made: dict[str, ImageModel] = {}
+
+    def model(family: str) -> ImageModel:
+        if family not in made:
+            made[family] = load(model_folder(family))
+        return made[family]
+
+    yield model
+    made.clear()
+
+
+def load(folder: Path, **settings: object) -> ImageModel:
+    """Load a folder as a job does."""
+    config = ModelConfig(id=str(folder), **settings)  # type: ignore[arg-type]
+    return load_model(resolve_model(config, base_dir=Path.cwd()), config)
