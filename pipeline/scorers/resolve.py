@@ -106,7 +106,9 @@ def _weight_file(folder: Path, where: str) -> str:
     if len(found) == 1 and not pickles:
         return found[0]
     if not found:
-        raise ModelError(f"{where}: the weights, {_PREFERRED[0]}, are missing; copy or download them again")
+        raise ModelError(
+            f"{where}: no weights: {_PREFERRED[0]} is missing; copy or download it again, or use a model that is published as safetensors"
+        )
     raise ModelError(f"{where}: several weight files ({', '.join(found + pickles)}); rename the one to use to {_PREFERRED[0]}")
 
 
