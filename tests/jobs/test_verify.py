@@ -11,12 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import run as run_verb
+from jobs.prepare import prepare
+from jobs.remake import remaker
 from jobs.run_dir import RunDir
 from jobs.verify import Report, verify
 from pipeline import plan
 from schemas import layout
 from schemas.errors import RunFolderError
 from schemas.records import Draw, Outcome
+from tests.jobs.conftest import JobFile
 from tests.runs import commit, digest_of_folder, finished_run, make_config, make_outcome, make_prompts, plan_run, spoiled
 
 SHARD = 1  # prompts 2 and 3, nothing failed; shard 2 has the failed draws
@@ -309,3 +313,16 @@ def test_an_image_that_fails_or_has_another_batch_shape_the_second_time_says_so(
 def test_nothing_is_made_again_of_a_run_without_images(tmp_path: Path) -> None:
     run = plan_run(tmp_path / "run")
     assert verify(run, regenerate=5, remake=remake_right(run)).regenerated == 0
+
+
+@pytest.mark.slow
+def test_a_real_model_makes_any_image_again_to_the_byte(job: JobFile) -> None:
+    run_verb.run(prepare(job.path), out=job.out)
+    run = RunDir.open(job.out)
+    remake = remaker(run)
+    report = verify(run, regenerate=3, remake=lambda draws: [outcome for draw in draws for outcome in remake([draw])])
+    assert report.problems == ()
+    assert report.regenerated == 3
+    report = verify(run, regenerate=3, remake=lambda draws: remake([replace(draw, seed=draw.seed ^ 1) for draw in draws]))
+    assert len(report.problems) == 3
+    assert all("comes out differently" in str(problem) for problem in report.problems)
