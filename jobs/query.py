@@ -130,6 +130,10 @@ class _Guard:
             yield
         except (duckdb.Error, UnicodeError) as error:
             raise QueryError(f"query: {self._line(type(error), str(error))}") from None
+        except RuntimeError as error:
+            if str(error) == "Query interrupted":  # what DuckDB makes of Ctrl-C
+                raise KeyboardInterrupt from None
+            raise
 
     def watch(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         """The batches; Arrow passes DuckDB's errors on as OSError or ArrowInvalid."""

@@ -80,8 +80,15 @@ def rows(result: Result, **options: Any) -> Iterator[list[Any]]:
     """The rows, converted; ``options`` as for ``converter``."""
     converts = [converter(field.type, **options) for field in result.schema]
     for batch in result.batches:
-        columns = [[convert(value) for value in column.to_pylist()] for convert, column in zip(converts, batch.columns, strict=True)]
+        columns = [_column(*each) for each in zip(result.schema.names, batch.columns, converts, strict=True)]
         yield from map(list, zip(*columns, strict=True))
+
+
+def _column(name: str, values: pa.Array, convert: Convert) -> list[Any]:
+    try:
+        return [convert(value) for value in values.to_pylist()]
+    except (OverflowError, ValueError):  # the year 290000, three billion days
+        raise QueryError(f"query: column {name!r} holds a value that cannot be shown as a date or number; cast it to varchar") from None
 
 
 def _write_json(result: Result, file: TextIO) -> None:

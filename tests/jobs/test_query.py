@@ -5,6 +5,8 @@ import csv
 import io
 import json
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -198,6 +200,17 @@ def test_a_query_that_takes_too_long_is_stopped(run: Path):
     assert time.monotonic() - start < 10
 
 
+def test_ctrl_c_stops_a_query(run: Path):
+    timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            query([run], "select count(*) from range(1000000000) a, range(1000000000) b", timeout_seconds=60)
+    finally:
+        timer.cancel()
+        timer.join()
+
+
 def test_the_time_limit_holds_while_rows_are_read(run: Path):
     with (
         pytest.raises(QueryError, match=r"took longer than 0\.5 s"),
@@ -275,6 +288,12 @@ def test_every_type_of_duckdb_can_be_printed(run: Path):
     for form in ("table", "csv", "ndjson"):
         assert printed(table, form)
     assert printed(table, "table", Terminal())
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_a_value_beyond_python_is_refused_in_one_line(run: Path, form: str):
+    with pytest.raises(QueryError, match="column 'ts' holds a value that cannot be shown"):
+        printed(query([run], "select timestamp '290000-01-01' as ts"), form)
 
 
 def test_csv_holds_no_formulas(run: Path):
