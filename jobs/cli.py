@@ -69,8 +69,9 @@ def run(config: Path, out: Path | None, executor: str | None, overrides: Sequenc
 def status(run: Path, as_json: bool) -> None:
     """Progress, rate, failures of a run: while it goes on or after."""
     from jobs.run_dir import RunDir
-    from jobs.status import render, to_json
     from jobs.status import status as read_status
+    from jobs.status import to_json
+    from jobs.status_view import render
 
     found = read_status(RunDir.open(run))
     if as_json:
@@ -88,10 +89,11 @@ def query(run: Path, sql: str, form: str) -> None:
 
     Example: promptmill query runs/demo "select status, count(*) from metadata group by 1"
     """
-    from jobs.query import print_result
-    from jobs.query import query as ask
+    from jobs.query import open_query
+    from jobs.results import print_result
 
-    print_result(ask([run], sql), form)
+    with open_query([run], sql) as result:
+        print_result(result, form)
 
 
 @cli.command()

@@ -80,8 +80,8 @@ class _Pool:
         self._control = control
         self._queue = TaskQueue(shard_ids, control)
         count, options = _layout(control, len(shard_ids))
-        remote = ray.remote(Actor).options(max_restarts=-1, max_task_retries=0, max_concurrency=SHARDS_AT_ONCE + 2, **options)
-        self._actors = [remote.remote(order) for _ in range(count)]
+        remote: Any = ray.remote(Actor).options(max_restarts=-1, max_task_retries=0, max_concurrency=SHARDS_AT_ONCE + 2, **options)
+        self._actors: list[Any] = [remote.remote(order) for _ in range(count)]
         self._loading: dict[Any, int] = {actor.load.remote(): number for number, actor in enumerate(self._actors)}
         self._running: dict[Any, tuple[int, Task]] = {}
         self._ready: set[int] = set()
@@ -186,7 +186,7 @@ def _connect(address: str | None, empty_dir: str) -> None:
             runtime_env=runtime_env,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            **({} if address else {"include_dashboard": False}),
+            include_dashboard=None if address else False,
         )
     except Exception as error:  # Ray raises bare Exceptions here
         where = f"Ray cluster at {address}" if address else "a Ray cluster on this machine"

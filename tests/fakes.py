@@ -6,7 +6,7 @@ Words in a prompt make the fake model misbehave: ``RAISE`` (the batch raises), `
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def fake_config(**sections: Any) -> JobConfig:
     }
     for name, value in sections.items():
         old = raw.get(name)
-        raw[name] = old | value if isinstance(old, dict) and isinstance(value, Mapping) else value
+        raw[name] = old | value if isinstance(old, dict) and isinstance(value, dict) else value
     return parse(raw, "test")
 
 

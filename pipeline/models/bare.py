@@ -4,8 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline
 
 from pipeline.models.resolve import ModelCard
 from pipeline.models.samplers import make_scheduler
@@ -18,9 +18,8 @@ class BareLoop:
 
     def __init__(self, card: ModelCard, dtype: str, threads: int) -> None:
         self._threads = threads
-        self._pipe: Any = DiffusionPipeline.from_pretrained(
-            card.folder, torch_dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
-        )
+        kind: Any = getattr(diffusers, card.pipeline_class)
+        self._pipe: Any = kind.from_pretrained(card.folder, torch_dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True)
         self._pipe.to("cuda" if torch.cuda.is_available() else "cpu")
         self._pipe.set_progress_bar_config(disable=True)
 

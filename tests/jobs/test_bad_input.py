@@ -54,7 +54,10 @@ CASES: dict[str, tuple[Edit, str]] = {
     "wrong type": (lambda job: job.write(sampling={"steps": "ten"}), "[sampling.steps]: must be a valid integer; found 'ten'"),
     "zero size": (lambda job: job.write(sampling={"width": 0}), "[sampling.width]: must be greater than or equal to 1; found 0"),
     "negative size": (lambda job: job.write(sampling={"height": -8}), "[sampling.height]: must be greater than or equal to 1"),
-    "impossible size": (lambda job: job.write(sampling={"width": 33}), "sampling.width: tiny-sd makes multiples of 8 pixels, not 33; use 32 or 40"),
+    "impossible size": (
+        lambda job: job.write(sampling={"width": 33}),
+        "sampling.width: tiny-sd makes multiples of 8 pixels, not 33; use 32 or 40",
+    ),
     "unknown sampler": (lambda job: job.write(sampling={"scheduler": "eulr"}), "unknown sampler 'eulr'; did you mean 'euler'?"),
     "unfit sampler": (lambda job: job.write(sampling={"scheduler": "flow_euler"}), "flow_euler cannot step with the epsilon prediction"),
     "missing prompt file": (lambda job: job.write(prompts={"file": "none.txt"}), "there is no such prompt file"),
@@ -66,7 +69,10 @@ CASES: dict[str, tuple[Edit, str]] = {
     ),
     "unknown model": (lambda job: job.write(model={"id": "no-such-folder"}), "there is no such folder"),
     "hub model without a hub": (lambda job: job.write(model={"id": "nobody/nothing"}), "model nobody/nothing"),
-    "missing part": (lambda job: shutil.rmtree(own_model(job) / "vae"), "the folder vae/ (AutoencoderKL), which model_index.json names, is missing"),
+    "missing part": (
+        lambda job: shutil.rmtree(own_model(job) / "vae"),
+        "the folder vae/ (AutoencoderKL), which model_index.json names, is missing",
+    ),
     "missing weights": (lambda job: drop(own_model(job) / UNET), "unet"),
     "truncated weights": (lambda job: truncate(own_model(job) / UNET), "unet"),
     "only pickled weights": (lambda job: to_pickles(own_model(job)), "pickle"),

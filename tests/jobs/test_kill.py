@@ -21,7 +21,9 @@ pytestmark = pytest.mark.slow
 
 
 def drive(out: Path, kind: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "tests.run_fake", str(out), kind], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.run_fake", str(out), kind], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def wait_for_images(out: Path, process: subprocess.Popen[bytes], more_than: int) -> None:

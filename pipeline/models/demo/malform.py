@@ -13,11 +13,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from pipeline.models.demo.grammar import BACKGROUNDS, COLOURS, SHAPES, Scene
-from pipeline.models.demo.render import RADIUS_PX, RGB, Layout, Placed, jittered_rgb, shifted
+from pipeline.models.demo.render import RADIUS_PX, RGB, Layout, Placed, jittered_rgb, paint, shifted
 
 Rgb = tuple[float, float, float]
 MILD_WARP_PX = 0.5
@@ -42,6 +43,18 @@ def loosen(scene: Scene, layout: Layout, rng: random.Random) -> Layout:
         if min(gaps, default=0.0) >= 1 and (scene.kind != "two" or _is_plain(scene, objects)):
             return Layout(tuple(objects), layout.background_rgb)
     return layout
+
+
+def bleed(layout: Layout, rng: random.Random) -> NDArray[np.uint8]:
+    """Pixels (64, 64, 3) of a layout in which one object's colour runs into another across its middle."""
+    index, placed = _any(layout, rng)
+    other = jittered_rgb(_other_colour(placed.rgb, layout.background_rgb, rng), rng)
+    plain, changed = (paint(drawn).astype(np.float32) for drawn in (layout, _change(layout, index, replace(placed, rgb=other))))
+    turn, width = rng.uniform(0, 2 * math.pi), rng.uniform(0.3, 3.0)
+    y, x = np.mgrid[: plain.shape[0], : plain.shape[1]] + 0.5
+    side = math.cos(turn) * (x - placed.x) + math.sin(turn) * (y - placed.y) + rng.uniform(-0.3, 0.3) * placed.radius
+    share = 1 / (1 + np.exp(-np.clip(side / width, -30, 30)))[..., None]
+    return (plain + share * (changed - plain) + 0.5).astype(np.uint8)
 
 
 def distort(pixels: Tensor, warp_px: Tensor, *, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,6 @@
 """Makes `judge/`: the classifier that says what is really in a picture. About 10 minutes on one core.
 
-A third of the drawings are malformed (see `malform.py`); they train the "well formed" output only. Of the others some have
+Half of the drawings are malformed (see `malform.py`); they train the "well formed" output only. Of the others some have
 their objects placed more freely than the generator's, and all are distorted mildly, so that a right picture is read right
 wherever its objects are. The judge is never trained on generated pictures.
 """
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from pipeline.models.demo.grammar import drawing
 from pipeline.models.demo.judge import Judge, JudgeNetwork, split_logits
-from pipeline.models.demo.malform import MILD_WARP_PX, STRONG_WARP_PX, distort, loosen, malformed
+from pipeline.models.demo.malform import MILD_WARP_PX, STRONG_WARP_PX, bleed, distort, loosen, malformed
+from pipeline.models.demo.muon import Muon, groups
 from pipeline.models.demo.reading import HEADS, label_indices
 from pipeline.models.demo.render import lay_out, paint
 from pipeline.models.demo.training import Average, Schedule, arguments, drawings, report, to_tensor, write_json
@@ -30,19 +31,22 @@ KINDS = ("one", "two", "count")
 
 
 def main() -> None:
-    args = arguments(__doc__, minutes=10, seed=4).parse_args()
+    parser = arguments(__doc__, minutes=10, seed=4)
+    parser.add_argument("--warm-start", type=Path, help="judge folder to start from")
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    train(args.out / "judge", minutes=args.minutes, seed=args.seed)
+    train(args.out / "judge", minutes=args.minutes, seed=args.seed, warm_start=args.warm_start)
 
 
-def train(folder: Path, *, minutes: float, seed: int) -> None:
+def train(folder: Path, *, minutes: float, seed: int, warm_start: Path | None = None) -> None:
     """Train for `minutes`, then save the averaged weights as fp16."""
-    network = JudgeNetwork(WIDTH).to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
-    optimizer = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.98), weight_decay=2e-2)
+    network = Judge.load(warm_start).network if warm_start else JudgeNetwork(WIDTH)
+    network.to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
+    optimizer = Muon(groups(network.named_parameters(), weight_decay=2e-2, muon_scale=8.0), lr=BASE_LR, betas=(0.9, 0.98))
     schedule, average = Schedule(minutes, base_lr=BASE_LR), Average(network, 0.995)
     generator = torch.Generator().manual_seed(seed)
-    step = 0
+    step = 10_000 if warm_start else 0
     while schedule.share < 1:
         schedule.set_lr(optimizer)
         images, target, formed, warp_px = examples(step * BATCH, BATCH)
@@ -72,12 +76,12 @@ def examples(start: int, count: int, *, split: str = "judge") -> tuple[NDArray[n
         layout = lay_out(scene, rng)
         if scene.kind != "one" and rng.random() < 0.35:
             layout = loosen(scene, layout, rng)
-        wrong = malformed(scene, layout, rng) if rng.random() < 0.3 else None
-        wobbly = rng.random() < 0.06
+        wrong = malformed(scene, layout, rng) if rng.random() < 0.5 else None
+        wobbly, bled = rng.random() < 0.06, wrong is None and rng.random() < 0.08
         warp = STRONG_WARP_PX * rng.uniform(1.0, 1.6) if wobbly else MILD_WARP_PX * rng.random()
-        images.append(paint(wrong or layout))
+        images.append(bleed(layout, rng) if bled else paint(wrong or layout))
         target.append(label_indices(scene))
-        formed.append(float(wrong is None and not wobbly))
+        formed.append(float(wrong is None and not wobbly and not bled))
         warp_px.append(warp)
     return np.stack(images), torch.tensor(target), torch.tensor(formed), torch.tensor(warp_px)
 
@@ -85,7 +89,7 @@ def examples(start: int, count: int, *, split: str = "judge") -> tuple[NDArray[n
 def loss_and_accuracy(logits: Tensor, target: Tensor, formed: Tensor) -> tuple[Tensor, float]:
     """Cross entropies (labels only where well formed) and the share of examples read entirely right."""
     good, parts = split_logits(logits)
-    loss = 2 * nn.functional.binary_cross_entropy_with_logits(good, formed)
+    loss = 3 * nn.functional.binary_cross_entropy_with_logits(good, formed)
     right = (good > 0) == (formed > 0)
     for k, part in enumerate(parts):
         each = nn.functional.cross_entropy(part, target[:, k], reduction="none")
