@@ -81,18 +81,29 @@ def status(run: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@RUN
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.argument("sql")
-@click.option("--format", "form", type=click.Choice(["table", "json", "ndjson", "csv", "parquet"]), default="table", show_default=True)
-def query(run: Path, sql: str, form: str) -> None:
-    """Ask a run with SQL (DuckDB), over the views metadata, images and failed. Reads only.
+@click.option("--memory", default="2GB", show_default=True, help="Limit of DuckDB's memory.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Give up after this long.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "ndjson", "csv", "parquet"]),
+    default="table",
+    show_default=True,
+    help="Output format.",
+)
+def query(runs: Sequence[Path], sql: str, form: str, memory: str, timeout: float | None) -> None:
+    """Ask runs with SQL (DuckDB), over the views metadata, images and failed. Reads only.
+
+    With several runs each view begins with a column run.
 
     Example: promptmill query runs/demo "select status, count(*) from metadata group by 1"
     """
     from jobs.query import open_query
     from jobs.results import print_result
 
-    with open_query([run], sql) as result:
+    with open_query(runs, sql, memory=memory, timeout_seconds=timeout) as result:
         print_result(result, form)
 
 
@@ -116,7 +127,7 @@ def verify(run: Path, regenerate: int) -> None:
 @RUN
 @click.argument("png", type=click.Path(path_type=Path))
 @click.option("--where", default="status = 'accepted'", show_default=True, help="SQL condition on the metadata.")
-@click.option("--limit", default=64, show_default=True, type=click.IntRange(1, 1000))
+@click.option("--limit", default=64, show_default=True, type=click.IntRange(1, 1000), help="Images on the sheet.")
 def show(run: Path, png: Path, where: str, limit: int) -> None:
     """Write a contact sheet of a run's images, each with its prompt and score."""
     from jobs.show import contact_sheet
@@ -128,7 +139,7 @@ def show(run: Path, png: Path, where: str, limit: int) -> None:
 @cli.command()
 @CONFIG
 @click.option("--draws", default=128, show_default=True, type=click.IntRange(8), help="Images per round.")
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Rounds; the median counts.")
 @SET
 def bench(config: Path, draws: int, rounds: int, overrides: Sequence[str]) -> None:
     """Images per second here: a bare diffusers loop against the whole pipeline, interleaved, and where the time goes."""

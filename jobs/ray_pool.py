@@ -6,14 +6,15 @@ actors, the driver alone decides about retries (``max_task_retries=0``).
 
 import logging
 import os
+import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from jobs.executor import POLL_SECONDS, Control, Task, TaskQueue
 from pipeline.worker import SHARDS_AT_ONCE, ShardWorker, WorkOrder
@@ -23,6 +24,7 @@ from schemas.records import ShardResult
 log = logging.getLogger(__name__)
 
 PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE")  # settings of the driver that its workers must share
+RESTART_SECONDS = 0.2  # between two looks at an actor that Ray restarts
 START_SECONDS = 600  # for an actor to load its models, before the wait is given up
 
 
@@ -81,7 +83,9 @@ class _Pool:
         self._queue = TaskQueue(shard_ids, control)
         count, options = _layout(control, len(shard_ids))
         remote: Any = ray.remote(Actor).options(max_restarts=-1, max_task_retries=0, max_concurrency=SHARDS_AT_ONCE + 2, **options)
-        self._actors: list[Any] = [remote.remote(order) for _ in range(count)]
+        self._new_actor: Callable[[], Any] = lambda: remote.remote(order)
+        self._actors = [self._new_actor() for _ in range(count)]
+        self._lost_loading = 0
         self._loading: dict[Any, int] = {actor.load.remote(): number for number, actor in enumerate(self._actors)}
         self._running: dict[Any, tuple[int, Task]] = {}
         self._ready: set[int] = set()
@@ -125,13 +129,17 @@ class _Pool:
         try:
             worker, seconds = ray.get(ref)
         except RayActorError as error:
-            self._control.on_event("worker_lost", actor=number, error=_brief(error))
-            if self._deadline < time.monotonic():
+            if not isinstance(error, ActorUnavailableError):  # it will not come back by itself
+                self._lost_loading += 1
+                self._actors[number] = self._new_actor()
+            if self._lost_loading >= self._control.config.max_attempts * len(self._actors) or time.monotonic() > self._deadline:
                 raise UserError(f"the workers die while they load the model: {_brief(error)}; try 'promptmill doctor'") from None
+            time.sleep(RESTART_SECONDS)
             self._loading[self._actors[number].load.remote()] = number
         except RayTaskError as error:
             raise _cause(error) from None
         else:
+            self._lost_loading = 0
             self._ready.add(number)
             self._control.on_event("worker_ready", actor=number, worker=worker, seconds=round(seconds, 2))
 
@@ -176,7 +184,11 @@ class _Pool:
 
 
 def _connect(address: str | None, empty_dir: str) -> None:
-    """Workers start in an empty folder: else a ``pipeline/`` of the user's own would be imported there."""
+    """Workers start in an empty folder: else a ``pipeline/`` of the user's own would be imported there.
+
+    Ray installs a SIGTERM handler of its own, which would end the driver without draining; ours comes back.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Ray's own 30 s are too few on a busy machine
     runtime_env = {"working_dir": empty_dir, "env_vars": environment}
@@ -191,6 +203,8 @@ def _connect(address: str | None, empty_dir: str) -> None:
     except Exception as error:  # Ray raises bare Exceptions here
         where = f"Ray cluster at {address}" if address else "a Ray cluster on this machine"
         raise UserError(f"{where}: cannot be used: {_brief(error)}; check the address, or use --executor local") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _layout(control: Control, num_shards: int) -> tuple[int, dict[str, float]]:

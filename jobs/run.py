@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -99,7 +101,14 @@ def run(
     run_dir = RunDir.claim(out or prepared.out, prepared.job())
     index, resumed = _plan(run_dir, prepared)
     todo, done = run_dir.settle(index)
-    run_dir.log("resume" if resumed else "start", draws=index.num_draws, shards=index.num_shards, shards_done=len(done))
+    run_dir.log(
+        "resume" if resumed else "start",
+        draws=index.num_draws,
+        shards=index.num_shards,
+        shards_done=len(done),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+    )
     tally = Tally(planned=index.num_draws, before=sum(marker.draws for marker in done))
     if resumed:
         on_message(f"{run_dir.store.root}: {len(done)} of {index.num_shards} shards are done, going on with the rest")
@@ -183,6 +192,9 @@ def _interruptible(control: Control, on_message: Callable[[str], None]) -> Itera
         control.stop.set()
         on_message("stopping: finishing the current batches (press Ctrl-C again to stop at once; nothing is lost either way)")
 
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield
+        return
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

@@ -104,7 +104,7 @@ def images_schema() -> pa.Schema:
     """Schema of ``images/``. The ``huggingface`` key lets ``datasets`` decode the image column."""
     columns = [
         ("sample_id", _TEXT, False, "key into the metadata table"),
-        ("image", _IMAGE, False, "encoded bytes and a file name"),
+        ("image", _IMAGE, True, "encoded bytes and a file name; never null, but `datasets` decodes only a nullable column"),
         ("text", _TEXT, False, "the prompt, as the caption that training scripts read"),
         ("sha256", _TEXT, False, "sha256 of the encoded image"),
     ]

@@ -39,4 +39,4 @@ def test_every_example_job_parses_with_a_sampler_that_exists(path: Path) -> None
 def test_every_command_explains_itself() -> None:
     for name, command in cli.commands.items():
         assert command.help, name
-        assert all(parameter.help for parameter in command.params if hasattr(parameter, "help") and not parameter.name == "help"), name
+        assert all(parameter.help for parameter in command.params if hasattr(parameter, "help") and parameter.name != "help"), name

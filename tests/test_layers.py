@@ -14,7 +14,7 @@ DOORS = {  # package -> places that may import it
     "ray": ("jobs/ray_pool.py", "jobs/submit.py"),
     "diffusers": ("pipeline/models/",),
     "open_clip": ("pipeline/scorers/", "pipeline/models/demo/"),
-    "torch": ("pipeline/models/", "pipeline/scorers/", "jobs/doctor.py"),
+    "torch": ("pipeline/models/", "pipeline/scorers/"),
     "duckdb": ("jobs/query.py", "jobs/query/", "jobs/status.py"),
 }
 STAGES = ("prompts", "sample", "filter", "encode", "write")
