@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 from jobs.cli import cli
@@ -39,4 +40,4 @@ def test_every_example_job_parses_with_a_sampler_that_exists(path: Path) -> None
 def test_every_command_explains_itself() -> None:
     for name, command in cli.commands.items():
         assert command.help, name
-        assert all(parameter.help for parameter in command.params if hasattr(parameter, "help") and parameter.name != "help"), name
+        assert all(parameter.help for parameter in command.params if isinstance(parameter, click.Option)), name
