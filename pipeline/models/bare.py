@@ -19,7 +19,7 @@ class BareLoop:
     def __init__(self, card: ModelCard, dtype: str, threads: int) -> None:
         self._threads = threads
         kind: Any = getattr(diffusers, card.pipeline_class)
-        self._pipe: Any = kind.from_pretrained(card.folder, torch_dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True)
+        self._pipe: Any = kind.from_pretrained(card.folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True)
         self._pipe.to("cuda" if torch.cuda.is_available() else "cpu")
         self._pipe.set_progress_bar_config(disable=True)
 

@@ -75,7 +75,7 @@ def _clip(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
         return _card(name, config, version=f"{shown}/{fingerprint(local, files)}", folder=local.resolve())
     folder = hub_snapshot(_published_repo(config.model, where), revision=None, allow=_FROM_HUB, where=where)
     _checked_files(folder, where)
-    return _card(name, config, version=config.model, folder=folder)
+    return _card(name, config, version=f"{config.model}@{folder.name}", folder=folder)  # the snapshot's folder is named by its commit
 
 
 def _card(name: str, config: ScorerConfig, *, version: str, folder: Path) -> ScorerCard:

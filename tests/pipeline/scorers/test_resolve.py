@@ -104,7 +104,7 @@ def test_published_weights_come_from_the_cache_as_safetensors(own_clip: Path, tm
     own_clip.rename(repo / "snapshots" / ("c" * 40))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     found = card(tmp_path, model="ViT-B-32/laion2b_s34b_b79k")
-    assert found.version == "ViT-B-32/laion2b_s34b_b79k"
+    assert found.version == "ViT-B-32/laion2b_s34b_b79k@" + "c" * 40
     assert load_scorer(found).score(np.zeros((1, 32, 32, 3), np.uint8), ["x"]).shape == (1,)
 
 
