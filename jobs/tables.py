@@ -47,7 +47,8 @@ def run_table(report: "RunReport") -> RenderableType:
             f"{report.images_per_second:.2f} images/s with {report.workers} workers, after {report.startup_seconds:.1f} s of start-up",
         )
         table.add_row("device time", _shares(report))
-    root = os.path.relpath(report.root)
+    near = os.path.relpath(report.root)
+    root = report.root if near.startswith("..") else near
     table.add_row("dataset", root)
     if report.stopped or not made:
         return table

@@ -4,6 +4,8 @@ The fake model stands in for diffusers here; tests/jobs/test_demo.py makes the s
 """
 
 import json
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -91,7 +93,7 @@ def test_a_stopped_run_commits_and_resumes_to_the_same_bytes(tmp_path: Path, exe
     def on_tally(tally: run_verb.Tally) -> None:
         if tally.sampled and not stop.is_set():
             stop.set()
-            signal_self()
+            os.kill(os.getpid(), signal.SIGINT)
 
     report = make(job, tmp_path / "run", on_tally=on_tally)
     assert report.stopped
@@ -101,13 +103,6 @@ def test_a_stopped_run_commits_and_resumes_to_the_same_bytes(tmp_path: Path, exe
     assert (report.exit_code, report.accepted) == (0, 24)
     assert dataset(tmp_path / "run") == dataset(tmp_path / "whole")
     assert events(tmp_path / "run").count("resume") == 1
-
-
-def signal_self() -> None:
-    import os
-    import signal
-
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_appended_prompts_extend_the_run_to_what_a_fresh_one_makes(tmp_path: Path) -> None:
@@ -188,6 +183,25 @@ def test_a_worker_that_dies_in_a_shard_is_replaced(tmp_path: Path) -> None:
     assert {"worker_lost", "shard_retry"} <= set(events(tmp_path / "run"))
     make(fake_job(tmp_path, prompts={"texts": texts}), tmp_path / "undisturbed")
     assert dataset(tmp_path / "run") == dataset(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_kill_9_of_an_actor_in_a_shard_changes_nothing(tmp_path: Path) -> None:
+    out, killed = tmp_path / "run", []
+    job = fake_job(tmp_path, prompts={"texts": [f"SLOW picture {n}" for n in range(40)]}, executor=RAY2)
+
+    def on_tally(tally: run_verb.Tally) -> None:
+        if tally.sampled > 8 and not killed:
+            worker = next(json.loads(line)["worker"] for line in (out / layout.EVENTS).read_text().splitlines() if "worker_ready" in line)
+            killed.append(int(worker.split(":")[1]))
+            os.kill(killed[0], signal.SIGKILL)
+
+    report = make(job, out, on_tally=on_tally)
+    assert killed
+    assert (report.exit_code, report.accepted) == (0, 80)
+    assert "worker_lost" in events(out)
+    make(fake_job(tmp_path, prompts={"texts": [f"SLOW picture {n}" for n in range(40)]}), tmp_path / "undisturbed")
+    assert dataset(out) == dataset(tmp_path / "undisturbed")
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
