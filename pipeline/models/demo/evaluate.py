@@ -55,17 +55,13 @@ def table(scenes: Sequence[Scene], readings: Sequence[Reading], cosines: NDArray
     right = np.asarray([reading.matches(scene) for reading, scene in zip(readings, scenes, strict=True)])
     kept = np.asarray(cosines) >= threshold
     rows = [(kind, kinds == kind) for kind in KINDS] + [("all", np.ones(len(scenes), bool))]
-    return [
-        Row(kind, int(of.sum()), _share(right[of]), _share(kept[of]), _share(right[of & kept])) for kind, of in rows
-    ]
+    return [Row(kind, int(of.sum()), _share(right[of]), _share(kept[of]), _share(right[of & kept])) for kind, of in rows]
 
 
 def format_table(rows: Sequence[Row]) -> str:
     """The table as Markdown."""
     lines = ["| kind | draws | exactly right | kept by CLIP | exactly right of those kept |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {row.kind} | {row.draws} | {row.exact:.1%} | {row.kept:.1%} | {row.exact_of_kept:.1%} |" for row in rows
-    ]
+    lines += [f"| {row.kind} | {row.draws} | {row.exact:.1%} | {row.kept:.1%} | {row.exact_of_kept:.1%} |" for row in rows]
     return "\n".join(lines)
 
 

@@ -27,8 +27,8 @@ STRONG_WARP_PX = 2.0
 
 def malformed(scene: Scene, layout: Layout, rng: random.Random) -> Layout | None:
     """A layout that no prompt of the grammar describes, made from a right one; None where this fault does not apply."""
-    faults = [_blob, _blob, _bite, _smear, _mixed_colour, _faded, _speck, _ghost, _crowd, _touching, _mixed_background]
-    faults += {"one": [_between_sizes, _empty], "two": [_missing, _diagonal], "count": [_odd_one, _odd_one]}[scene.kind]
+    faults = [_blob] * 4 + [_bite, _smear, _mixed_colour, _faded, _speck, _ghost, _crowd, _touching] + [_mixed_background] * 2
+    faults += {"one": [_between_sizes] * 3 + [_empty], "two": [_missing, _diagonal], "count": [_odd_one] * 4}[scene.kind]
     return rng.choice(faults)(scene, layout, rng)
 
 
@@ -36,9 +36,7 @@ def loosen(scene: Scene, layout: Layout, rng: random.Random) -> Layout:
     """The objects of a pair or a count anywhere, as long as they keep apart and their relation is plain."""
     for _ in range(20):
         scale = rng.uniform(0.88, 1.05)
-        objects = [
-            replace(o, x=rng.uniform(12, 52), y=rng.uniform(12, 52), radius=o.radius * scale) for o in layout.objects
-        ]
+        objects = [replace(o, x=rng.uniform(12, 52), y=rng.uniform(12, 52), radius=o.radius * scale) for o in layout.objects]
         gaps = [math.hypot(a.x - b.x, a.y - b.y) - 1.12 * (a.radius + b.radius) for a in objects for b in objects if a is not b]
         if min(gaps, default=0.0) >= 1 and (scene.kind != "two" or _is_plain(scene, objects)):
             return Layout(tuple(objects), layout.background_rgb)
@@ -66,7 +64,7 @@ def distort(pixels: Tensor, warp_px: Tensor, *, generator: torch.Generator) -> T
     grid = torch.stack(torch.meshgrid(lines, lines, indexing="xy"), -1)
     grid = grid + (field * warp_px.view(-1, 1, 1, 1) * 2 / 63).permute(0, 2, 3, 1)
     out = functional.grid_sample(pixels, grid, padding_mode="border", align_corners=True)
-    kernel = torch.exp(-torch.arange(-2.0, 3) ** 2 / 2)
+    kernel = torch.exp(-(torch.arange(-2.0, 3) ** 2) / 2)
     kernel = torch.outer(kernel, kernel) / kernel.sum() ** 2
     padded = functional.pad(out, (2, 2, 2, 2), mode="replicate")
     blurred = functional.conv2d(padded, kernel.expand(3, 1, 5, 5), groups=3)
@@ -115,7 +113,9 @@ def _smear(scene: Scene, layout: Layout, rng: random.Random) -> Layout | None:
     turn, far = rng.uniform(0, 2 * math.pi), placed.radius * rng.uniform(0.2, 0.45)
     radius = placed.radius * rng.uniform(0.4, 0.6)
     colour = jittered_rgb(_other_colour(placed.rgb, layout.background_rgb, rng), rng)
-    stain = Placed(rng.choice(("circle", placed.shape)), colour, placed.x + far * math.cos(turn), placed.y + far * math.sin(turn), radius, 0.0)
+    stain = Placed(
+        rng.choice(("circle", placed.shape)), colour, placed.x + far * math.cos(turn), placed.y + far * math.sin(turn), radius, 0.0
+    )
     return _change(layout, index, placed, stain)
 
 

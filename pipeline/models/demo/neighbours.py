@@ -13,7 +13,8 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 def neighbour(scene: Scene, rng: random.Random) -> Scene:
     """A drawable scene that differs from `scene` in one colour, shape, size, count, relation, owner or background."""
     changes = [_colour, _shape, _background]
-    changes += {"one": [_size, _size, _doubled], "two": [_colours_swapped, _relation_flipped, _turned], "count": [_count, _count]}[scene.kind]
+    pair = [_colours_swapped, _relation_flipped, _turned]
+    changes += {"one": [_size, _size, _doubled], "two": pair, "count": [_count, _count]}[scene.kind]
     while True:
         found = rng.choice(changes)(scene, rng)
         if found != scene and is_drawable(found):

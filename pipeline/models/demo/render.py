@@ -186,10 +186,7 @@ def _centres(scene: Scene, rng: random.Random) -> list[tuple[float, float]]:
     points = [(x * 14.5, y * 14.5) for x, y in rng.choice(_ARRANGEMENTS[scene.count])]
     turn, dx, dy = np.radians(rng.uniform(-7, 7)), rng.uniform(-2.5, 2.5), rng.uniform(-2.5, 2.5)
     cos, sin = float(np.cos(turn)), float(np.sin(turn))
-    return [
-        (middle + dx + cos * x - sin * y + rng.uniform(-1, 1), middle + dy + sin * x + cos * y + rng.uniform(-1, 1))
-        for x, y in points
-    ]
+    return [(middle + dx + cos * x - sin * y + rng.uniform(-1, 1), middle + dy + sin * x + cos * y + rng.uniform(-1, 1)) for x, y in points]
 
 
 _Points = tuple[tuple[float, float], ...]

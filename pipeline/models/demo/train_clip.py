@@ -111,7 +111,7 @@ def train(folder: Path, *, minutes: float, seed: int, warm_start: Path | None = 
 
 
 def examples(step: int) -> tuple[NDArray[np.uint8], Tensor, list[Scene], Tensor]:
-    """Pixels (B + M, 64, 64, 3), warps (B + M,) in pixels (0: no distortion), scenes of the first B pictures, and whether each is well formed.
+    """Pixels (B + M, 64, 64, 3), warps (B + M,) in pixels (0: none), scenes of the first B pictures, and which are well formed.
 
     The B = GROUPS * GROUP_SIZE scenes come in groups of neighbours; the M malformed pictures are spoilt drawings of them.
     """
@@ -184,7 +184,8 @@ def examine(folder: Path, *, count: int = 600) -> None:
     cosine, spoilt_cosine = (picture * right).sum(1), (bad * right).sum(1)
     print(f"    right over the nearest of six wrong captions: {(cosine > wrong).float().mean():.4f}")
     for name, values in (("right", cosine), ("nearest wrong", wrong), ("malformed", spoilt_cosine)):
-        print(f"    cosine, {name}:", [round(q, 3) for q in values.quantile(torch.tensor([0.01, 0.05, 0.5, 0.95, 0.99])).tolist()], flush=True)
+        quantiles = values.quantile(torch.tensor([0.01, 0.05, 0.5, 0.95, 0.99])).tolist()
+        print(f"    cosine, {name}:", [round(quantile, 3) for quantile in quantiles], flush=True)
 
 
 if __name__ == "__main__":

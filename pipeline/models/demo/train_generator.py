@@ -1,7 +1,7 @@
 """Makes `generator/unet`, `generator/text_encoder` and the pipeline's other files: latent diffusion on drawings.
 
-Needs `train_vae` and `train_text` first. Takes as long as it gets: 95 minutes on two cores for the bundled weights. Several
-processes (`--ranks 2`, one thread each) average their gradients; two of one thread are faster than one of two.
+Needs `train_vae` and `train_text` first. Takes as long as it gets: about 60 minutes on two cores for the bundled weights.
+Several processes (`--ranks 2`, one thread each) average their gradients; two of one thread are faster than one of two.
 
 - Latent diffusion with cross-attention on the caption's tokens (Rombach et al. 2022, arXiv 2112.10752), 10 % of the
   captions empty for classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598).
@@ -9,11 +9,12 @@ processes (`--ranks 2`, one thread each) average their gradients; two of one thr
   rescaled to zero terminal SNR (Lin et al. 2024, arXiv 2305.08891): else plain backgrounds come out in the wrong shade.
 - Half of the timesteps from a logit-normal density (Esser et al. 2024, arXiv 2403.03206) that favours the noise levels at
   which layout and shapes are decided.
-- Moving average of the weights, learning rate to zero at the end.
+- Muon for the matrices (`muon.py`), moving average of the weights, learning rate to zero at the end.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import os
 import random
@@ -30,17 +31,17 @@ from pipeline.models.demo.train_text import tokenize
 from pipeline.models.demo.train_vae import LATENT_CHANNELS
 from pipeline.models.demo.training import Average, Schedule, arguments, drawings, report, to_tensor
 
-BATCH = 64
+BATCH = 48
 BASE_LR = 8e-4
 MUON_SCALE = 15.0
 TEXT_SCALE = 0.4
 DROPPED_CAPTIONS = 0.1
-POOL = 50_000
+POOL = 30_000
 KINDS = ("one", "two", "count", "two", "count", "two", "one", "count")
 
 
 def build_unet() -> UNet2DConditionModel:
-    """A new U-Net on 8 x 8 x 8 latents with a 4 x 4 level, cross-attention on both."""
+    """A new U-Net on 8 x 8 x 16 latents with a 4 x 4 level, cross-attention on both."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=LATENT_CHANNELS,
@@ -105,14 +106,14 @@ class Pool:
 
 
 def main() -> None:
-    parser = arguments(__doc__, minutes=95, seed=3)
+    parser = arguments(__doc__, minutes=60, seed=3)
     parser.add_argument("--ranks", type=int, default=1, help="number of processes (default %(default)s)")
     parser.add_argument("--state", type=Path, default=Path(".train/generator.pt"), help="checkpoint to write and resume")
     args = parser.parse_args()
     torch.multiprocessing.spawn(train, (args,), nprocs=args.ranks) if args.ranks > 1 else train(0, args)
 
 
-def train(rank: int, args) -> None:  # noqa: ANN001
+def train(rank: int, args: argparse.Namespace) -> None:
     """One rank of the training; rank 0 reports and saves."""
     torch.set_num_threads(args.threads)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -127,16 +128,16 @@ def train(rank: int, args) -> None:  # noqa: ANN001
     for group in groups(model.text_encoder.named_parameters(), weight_decay=1e-2, muon_scale=MUON_SCALE):
         parts.append({**group, "lr_scale": TEXT_SCALE * group.get("lr_scale", 1.0)})
     optimizer = Muon(parts, lr=BASE_LR, betas=(0.9, 0.99))
-    average, step, spent = Average(model, 0.9985), 0, 0.0
+    average, first_step, spent = Average(model, 0.995), 0, 0.0
     if args.state.exists():
-        step, spent = load_state(args.state, model, optimizer, average)
-    torch.manual_seed(args.seed + 1000 * rank + step)
-    pool = Pool(load_vae(folder), rank=rank, rng=random.Random(args.seed + 1000 * rank + step))
+        first_step, spent = load_state(args.state, model, optimizer, average)
+    torch.manual_seed(args.seed + 1000 * rank + first_step)
+    pool = Pool(load_vae(folder), rank=rank, rng=random.Random(args.seed + 1000 * rank + first_step))
     alphas = build_scheduler().alphas_cumprod
     schedule = Schedule(args.minutes, base_lr=BASE_LR, spent_seconds=spent)
     saved = schedule.spent_seconds
     losses: list[float] = []
-    for step in itertools.count(step):
+    for step in itertools.count(first_step):
         stop = args.state.with_suffix(".stop").exists()
         status = torch.tensor([max(schedule.share, 2.0 * stop) if rank == 0 else 0.0])
         dist.all_reduce(status)

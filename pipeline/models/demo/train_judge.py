@@ -46,12 +46,13 @@ def train(folder: Path, *, minutes: float, seed: int, warm_start: Path | None = 
     optimizer = Muon(groups(network.named_parameters(), weight_decay=2e-2, muon_scale=8.0), lr=BASE_LR, betas=(0.9, 0.98))
     schedule, average = Schedule(minutes, base_lr=BASE_LR), Average(network, 0.995)
     generator = torch.Generator().manual_seed(seed)
-    step = 10_000 if warm_start else 0
+    step = 20_000 if warm_start else 0
     while schedule.share < 1:
         schedule.set_lr(optimizer)
         images, target, formed, warp_px = examples(step * BATCH, BATCH)
         pixels = distort(to_tensor(images), warp_px, generator=generator)
-        logits = network(pixels.contiguous(memory_format=torch.channels_last))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(pixels.contiguous(memory_format=torch.channels_last)).float()
         loss, right = loss_and_accuracy(logits, target, formed)
         optimizer.zero_grad()
         loss.backward()
@@ -103,7 +104,7 @@ def examine(judge: Judge) -> None:
     scenes, images = drawings("test", start=0, count=3000, kinds=KINDS)
     right = [reading.matches(scene) for reading, scene in zip(judge(images), scenes, strict=True)]
     print(f"unseen drawings entirely right: {np.mean(right):.4f}")
-    images, target, formed, warp_px = examples(0, 3000, split="test")
+    images, _, formed, warp_px = examples(0, 3000, split="test")
     pixels = distort(to_tensor(images), warp_px, generator=torch.Generator().manual_seed(0))
     read = judge(((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
     good = np.asarray([reading.well_formed for reading in read])

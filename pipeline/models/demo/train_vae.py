@@ -20,13 +20,15 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from pipeline.models.demo.muon import Muon, groups
 from pipeline.models.demo.training import Average, Schedule, arguments, batches, drawings, report, to_tensor
 
 BATCH = 16
 BASE_LR = 1.5e-3
+MUON_SCALE = 8.0
 KL_WEIGHT = 1e-4
 LATENT_CHANNELS = 16
-NOISE = {"all": 0.1, "decoder": 0.35}
+NOISE = {"all": 0.1, "decoder": 0.4}
 KINDS = ("one", "two", "count", "two", "count")
 
 
@@ -62,12 +64,12 @@ def train(vae: AutoencoderKL, *, minutes: float, decoder_only: bool, folder: Pat
     """Train for `minutes`, then save the averaged weights as fp16."""
     vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     vae.train()
-    trained = [vae.post_quant_conv, vae.decoder] if decoder_only else [vae]
     vae.encoder.requires_grad_(not decoder_only)
     vae.quant_conv.requires_grad_(not decoder_only)
     schedule = Schedule(minutes, base_lr=BASE_LR * (0.5 if decoder_only else 1))
-    optimizer = torch.optim.AdamW([p for module in trained for p in module.parameters()], betas=(0.9, 0.98), weight_decay=1e-3)
-    average = Average(vae, 0.998)
+    trained = [(name, parameter) for name, parameter in vae.named_parameters() if parameter.requires_grad]
+    optimizer = Muon(groups(trained, weight_decay=1e-3, muon_scale=MUON_SCALE), lr=BASE_LR, betas=(0.9, 0.98))
+    average = Average(vae, 0.995)
     scale, noise = torch.ones(1, LATENT_CHANNELS, 1, 1), NOISE["decoder" if decoder_only else "all"]
     start = 2_000_000 if decoder_only else 0
     for step, (_, images) in enumerate(batches("generator", size=BATCH, kinds=KINDS, start=start)):

@@ -111,10 +111,7 @@ def report(step: int, schedule: Schedule, **figures: float) -> None:
 
 def write_checksums(folder: Path = WEIGHTS) -> dict[str, str]:
     """Write `sha256.json`: the sha256 of every weight file under `folder`, by path relative to it."""
-    sums = {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*.safetensors"))
-    }
+    sums = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*.safetensors"))}
     write_json(folder / "sha256.json", sums)
     return sums
 
