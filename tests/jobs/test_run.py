@@ -85,7 +85,7 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path, reference: dic
 
 @executors
 def test_a_stopped_run_commits_and_resumes_to_the_same_bytes(tmp_path: Path, executor: dict) -> None:
-    texts = [f"SLOW picture {n}" for n in range(24)]
+    texts = [f"SLOW picture {n}" for n in range(120)]
     job = fake_job(tmp_path, prompts={"texts": texts, "draws_per_prompt": 1}, executor=executor)
     make(fake_job(tmp_path, prompts={"texts": texts, "draws_per_prompt": 1}), tmp_path / "whole")
     stop = threading.Event()
@@ -98,9 +98,9 @@ def test_a_stopped_run_commits_and_resumes_to_the_same_bytes(tmp_path: Path, exe
     report = make(job, tmp_path / "run", on_tally=on_tally)
     assert report.stopped
     assert report.exit_code == 130
-    assert report.made_now < 24
+    assert report.made_now < 120
     report = make(job, tmp_path / "run")
-    assert (report.exit_code, report.accepted) == (0, 24)
+    assert (report.exit_code, report.accepted) == (0, 120)
     assert dataset(tmp_path / "run") == dataset(tmp_path / "whole")
     assert events(tmp_path / "run").count("resume") == 1
 
