@@ -60,5 +60,7 @@ def test_captions_and_structure_are_columns(small_demo: Path) -> None:
     assert tags["kind"] == "two"
     assert tags["colour"] in rows[2]["prompt"]
     assert rows[2]["label"] == tags["shape"]
-    found = promptmill("query", "run", "select tags['kind'] as kind, count(*) as n from metadata group by 1", "--format", "json", cwd=small_demo)
+    found = promptmill(
+        "query", "run", "select tags['kind'] as kind, count(*) as n from metadata group by 1", "--format", "json", cwd=small_demo
+    )
     assert sorted((row["kind"], row["n"]) for row in json.loads(found.stdout)) == [("count", 8), ("one", 8), ("two", 8)]
