@@ -68,7 +68,7 @@ def format_table(rows: Sequence[Row]) -> str:
 def load_pipeline(folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
     """The generator, as plain diffusers loads it."""
     pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, safety_checker=None
+        folder, dtype=dtype, use_safetensors=True, local_files_only=True, safety_checker=None
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
