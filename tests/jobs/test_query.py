@@ -201,6 +201,7 @@ def test_a_query_that_takes_too_long_is_stopped(run: Path):
 
 
 def test_ctrl_c_stops_a_query(run: Path):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process that was started in the background ignores it
     timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
     try:
@@ -209,6 +210,7 @@ def test_ctrl_c_stops_a_query(run: Path):
     finally:
         timer.cancel()
         timer.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_time_limit_holds_while_rows_are_read(run: Path):
