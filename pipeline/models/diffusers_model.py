@@ -8,7 +8,7 @@ and what a pipeline does not take is refused, never dropped in silence.
 import functools
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffusers
@@ -26,6 +26,8 @@ from schemas.records import Draw
 
 log = logging.getLogger(__name__)
 
+_OTHER_MEDIA = {"num_frames", "video_length", "audio_length_in_s", "audio_end_in_s"}
+
 
 class DiffusersModel:
     """One loaded pipeline. Not for use by two threads at once."""
@@ -40,7 +42,7 @@ class DiffusersModel:
         self._takes = inspect.signature(self._pipe.__call__).parameters
         self._encoder = PromptEncoder(self._pipe)
         self._tokens = TokenCounter(self._pipe)
-        if "prompt" not in self._takes or self._takes.get("image") is not None:
+        if "prompt" not in self._takes or self._takes.get("image") is not None or _makes_more_than_an_image(self._takes):
             raise ModelError(f"model {card.name}: {card.pipeline_class} does not make images from text alone; use a text-to-image model")
 
     def generate(self, draws: Sequence[Draw]) -> Generated:
@@ -129,6 +131,12 @@ class _LastLatents:
         if self._latents is None or len(self._latents) != num_images:
             return np.ones(num_images, dtype=bool)
         return torch.isfinite(self._latents).flatten(1).all(dim=1).cpu().numpy()
+
+
+def _makes_more_than_an_image(takes: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether a pipeline makes video or sound, or needs other inputs than texts."""
+    needed = [name for name, one in takes.items() if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    return bool(_OTHER_MEDIA & set(takes)) or bool(set(needed) - {"prompt"})
 
 
 def _load(card: ModelCard, config: ModelConfig) -> Any:

@@ -6,6 +6,8 @@ out (``DPMSolverSDEScheduler`` seeds a Brownian tree of its own): an image must 
 """
 
 import difflib
+import functools
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,7 +97,25 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     import diffusers
 
     sampler = SAMPLERS[name]
-    return getattr(diffusers, sampler.scheduler).from_config(config, **sampler.overrides)
+    kind = getattr(diffusers, sampler.scheduler)
+    # DDIM and DDPM clip to [-1, 1] unless told otherwise: right for pixels, wrong for latents
+    unclipped = {"clip_sample": False} if "clip_sample" in inspect.signature(kind.__init__).parameters else {}
+    return _from_the_first_step(kind.from_config(unclipped | dict(config), **sampler.overrides))
+
+
+def _from_the_first_step(scheduler: Any) -> Any:
+    """Begin at step 0 by number: looked up by time step, which Karras sigmas round to equal integers, it can be step 1."""
+    if not hasattr(scheduler, "set_begin_index"):
+        return scheduler
+    set_timesteps = scheduler.set_timesteps
+
+    @functools.wraps(set_timesteps)
+    def set_and_begin(*args: Any, **settings: Any) -> None:
+        set_timesteps(*args, **settings)
+        scheduler.set_begin_index(0)
+
+    scheduler.set_timesteps = set_and_begin
+    return scheduler
 
 
 def samplers_page() -> str:

@@ -41,9 +41,15 @@ def load_scorer(card: ScorerCard, *, cpu_threads: int = 1) -> Scorer:
 
 def _from_file(module_name: str, folder: Path) -> ModuleType:
     file = folder / (module_name.replace(".", "/") + ".py")
-    spec = importlib.util.spec_from_file_location(module_name, file)
+    alias = f"promptmill_scorer_{module_name}"  # its own name might be that of an installed package
+    spec = importlib.util.spec_from_file_location(alias, file)
     if spec is None or spec.loader is None:
         raise ModelError(f"{file} is no Python module")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[alias] = module  # dataclasses and pickle look a class's module up there
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        del sys.modules[alias]
+        raise ModelError(f"{file}: cannot be imported ({type(error).__name__}: {error}); mend it, or install what it needs") from error
     return module

@@ -1,5 +1,6 @@
 """An image is a function of its draw and of the batch's size, on real pipelines with random weights."""
 
+import inspect
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pipeline.models.base import ImageModel
+from pipeline.models.diffusers_model import _makes_more_than_an_image
 from schemas.errors import ModelError
 from tests.pipeline.models import tiny
 from tests.pipeline.models.conftest import load, make_draw
@@ -193,3 +195,21 @@ def test_loading_and_drawing_say_nothing(model_folder: Callable[[str], Path], ca
         load(model_folder("sd")).generate([make_draw(0, prompt="word " * 200)])
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "fits"),
+    [
+        ("StableDiffusionPipeline", True),
+        ("FluxPipeline", True),
+        ("QwenImagePipeline", True),
+        ("WanPipeline", False),
+        ("TextToVideoSDPipeline", False),
+        ("AudioLDM2Pipeline", False),
+        ("StableAudioPipeline", False),
+        ("KandinskyPipeline", False),
+    ],
+)
+def test_what_makes_video_or_sound_or_needs_more_than_text_is_no_text_to_image_model(pipeline: str, fits: bool) -> None:
+    takes = {name: one for name, one in inspect.signature(getattr(tiny.diffusers, pipeline).__call__).parameters.items() if name != "self"}
+    assert _makes_more_than_an_image(takes) is not fits

@@ -102,3 +102,23 @@ def test_a_misspelled_name_finds_the_nearest(typed: str, meant: str) -> None:
 def test_the_page_of_the_docs_is_the_table() -> None:
     page = Path(__file__).parents[3] / "docs" / "samplers.md"
     assert page.read_text(encoding="utf-8") == samplers.samplers_page()
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "lcm", "tcd"])
+def test_latents_are_not_clipped_where_the_model_does_not_say(name: str) -> None:
+    config = {key: value for key, value in model_config("epsilon").items() if not key.startswith("clip_sample")}
+    assert samplers.make_scheduler(name, config).config.clip_sample is False
+    assert samplers.make_scheduler(name, config | {"clip_sample": True}).config.clip_sample is True
+
+
+@pytest.mark.parametrize("name", ["dpm++_2m_karras", "dpm++_2m_sde_karras"])
+@pytest.mark.parametrize("steps", [5, 26, 50])
+def test_sampling_begins_at_the_first_step_though_time_steps_round_to_equal_integers(name: str, steps: int) -> None:
+    config = dict(tiny.diffusers.DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", rescale_betas_zero_snr=True).config)
+    scheduler = samplers.make_scheduler(name, config | {"timestep_spacing": "trailing"})
+    scheduler.set_timesteps(steps)
+    latents = torch.ones(1, 1, 8, 8)
+    for t in scheduler.timesteps:
+        latents = scheduler.step(0.5 * latents, t, latents, generator=torch.Generator().manual_seed(0)).prev_sample
+    assert scheduler.step_index == steps
+    assert torch.isfinite(latents).all()

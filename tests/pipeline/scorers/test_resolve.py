@@ -131,3 +131,16 @@ def test_an_unknown_type_module_or_class_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "light.py").write_text(OWN)
     with pytest.raises(ModelError, match="light has no class 'Darkness'"):
         load_scorer(card(tmp_path, type="light:Darkness"))
+
+
+def test_a_scorer_of_one_s_own_may_hold_dataclasses_and_its_mistakes_are_one_line(tmp_path: Path) -> None:
+    head = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n\n@dataclass\nclass Options:\n    gain: float = 1.0\n\n"
+    )
+    (tmp_path / "light.py").write_text(head + OWN)
+    assert load_scorer(card(tmp_path, type="light:Brightness")).name == "quality"
+    for mistake in ("import not_installed_anywhere\n", "class Brightness(:\n"):
+        (tmp_path / "light.py").write_text(mistake)
+        with pytest.raises(ModelError, match=r"light\.py: cannot be imported \((ModuleNotFound|Syntax)Error") as caught:
+            load_scorer(card(tmp_path, type="light:Brightness"))
+        assert "\n" not in str(caught.value)
