@@ -112,4 +112,5 @@ def _stages(reports: list[run_verb.RunReport]) -> tuple[tuple[str, float, float]
         seconds.update(report.stages)
     images = sum(report.made_now for report in reports)
     worker_seconds = sum(report.steady_seconds * max(1, report.workers) for report in reports)
+    del seconds["wait"]  # a shard's turn comes while the worker's other shard is on the device
     return tuple((stage, spent / images, spent / worker_seconds) for stage, spent in seconds.most_common())

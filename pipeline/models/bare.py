@@ -18,6 +18,7 @@ class BareLoop:
 
     def __init__(self, card: ModelCard, dtype: str, threads: int) -> None:
         self._threads = threads
+        diffusers.utils.logging.disable_progress_bar()
         kind: Any = getattr(diffusers, card.pipeline_class)
         self._pipe: Any = kind.from_pretrained(card.folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True)
         self._pipe.to("cuda" if torch.cuda.is_available() else "cpu")
