@@ -137,6 +137,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
     schedule = Schedule(args.minutes, base_lr=BASE_LR, spent_seconds=spent)
     saved = schedule.spent_seconds
     losses: list[float] = []
+    step = first_step
     for step in itertools.count(first_step):
         stop = args.state.with_suffix(".stop").exists()
         status = torch.tensor([max(schedule.share, 2.0 * stop) if rank == 0 else 0.0])
