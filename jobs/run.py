@@ -122,6 +122,7 @@ def run(
             model_loader=model_loader,
         )
         stopped = _execute(run_dir, order, todo, tally, on_tally, on_message)
+        run_dir.store.remove_leftovers()  # of workers that were killed while they wrote
     report = _report(run_dir, index, tally, stopped)
     run_dir.log("drained" if stopped else "finish", **{k: v for k, v in asdict(report).items() if k not in ("root", "stages")})
     return report
