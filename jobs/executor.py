@@ -88,10 +88,6 @@ class TaskQueue:
         else:
             self._again(task, why)
 
-    def put_back(self, task: Task) -> None:
-        """The try never began; it does not count."""
-        self._waiting.appendleft(task.shard_id)
-
     def _again(self, task: Task, why: str) -> None:
         self._attempts[task.shard_id] = task.attempt
         self._waiting.append(task.shard_id)

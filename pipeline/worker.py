@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline import plan, scorers
@@ -36,14 +36,12 @@ class WorkOrder:
     model: ModelCard
     scorers: tuple[ScorerCard, ...]
     model_loader: str = "pipeline.models:load_model"
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class ShardWorker:
     """Holds the models of one process. ``run`` may be called from ``SHARDS_AT_ONCE`` threads."""
 
     def __init__(self, order: WorkOrder) -> None:
-        os.environ.update(order.environment)
         started = time.perf_counter()
         config = JobConfig.model_validate(order.config)
         self._stop = threading.Event()
