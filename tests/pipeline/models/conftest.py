@@ -11,6 +11,7 @@ from pipeline.models.base import ImageModel
 from pipeline.models.resolve import resolve_model
 from schemas.config import ModelConfig
 from schemas.records import Draw
+from tests import fakes
 from tests.pipeline.models import tiny
 
 
@@ -18,28 +19,16 @@ def make_draw(index: int, **changes: object) -> Draw:
     """A 32 px draw of three steps; equal indices are equal draws."""
     values: dict[str, object] = {
         "prompt_id": str(index),
-        "draw_index": 0,
         "prompt": f"a red square {index}",
-        "negative_prompt": "",
-        "label": None,
-        "tags": {},
-        "mode": "text-to-image",
         "model": "tiny",
         "model_revision": "sha256:0",
-        "loras": (),
-        "scheduler": "default",
         "steps": 3,
         "guidance_scale": 4.0,
-        "strength": None,
         "width": 32,
         "height": 32,
         "seed": 1000 + index,
-        "dtype": "float32",
-        "init_sha256": None,
-        "mask_sha256": None,
-        "control_sha256": None,
     }
-    return Draw(**values | changes)  # type: ignore[arg-type]
+    return fakes.make_draw(index, **values | changes)
 
 
 @pytest.fixture(scope="session")
