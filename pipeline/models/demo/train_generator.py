@@ -7,37 +7,47 @@ Several processes (`--ranks 2`, one thread each) average their gradients; two of
   captions empty for classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598).
 - v-prediction (Salimans & Ho 2022, arXiv 2202.00512) on a cosine schedule (Nichol & Dhariwal 2021, arXiv 2102.09672)
   rescaled to zero terminal SNR (Lin et al. 2024, arXiv 2305.08891): else plain backgrounds come out in the wrong shade.
-- Half of the timesteps from a logit-normal density (Esser et al. 2024, arXiv 2403.03206) that favours the noise levels at
-  which layout and shapes are decided.
+- Most of the timesteps from a logit-normal density (Esser et al. 2024, arXiv 2403.03206) that favours the noise levels at
+  which layout and shapes are decided: what is left of the noise below them, the decoder was trained to ignore.
 - Muon for the matrices (`muon.py`), moving average of the weights, learning rate to zero at the end.
+- Attention as two plain matrix products: over 64 tokens torch's fused kernel is slower on a CPU, backwards above all.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import random
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pipeline.models.demo.muon import Muon, groups
 from pipeline.models.demo.train_text import tokenize
 from pipeline.models.demo.train_vae import LATENT_CHANNELS
-from pipeline.models.demo.training import Average, Schedule, arguments, drawings, report, to_tensor
+from pipeline.models.demo.training import (
+    Average,
+    Schedule,
+    agreed,
+    arguments,
+    average_gradients,
+    drawings,
+    report,
+    run_ranks,
+    to_tensor,
+)
 
 BATCH = 48
 BASE_LR = 8e-4
 MUON_SCALE = 15.0
 TEXT_SCALE = 0.4
 DROPPED_CAPTIONS = 0.1
-POOL = 30_000
-KINDS = ("one", "two", "count", "two", "count", "two", "one", "count")
+POOL = 40_000
+KINDS = ("one", "two", "one", "two", "count")
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -107,24 +117,22 @@ class Pool:
 
 def main() -> None:
     parser = arguments(__doc__, minutes=60, seed=3)
-    parser.add_argument("--ranks", type=int, default=1, help="number of processes (default %(default)s)")
+    parser.add_argument("--warm-start", type=Path, help="generator folder to take the first weights of U-Net and text encoder from")
     parser.add_argument("--state", type=Path, default=Path(".train/generator.pt"), help="checkpoint to write and resume")
-    args = parser.parse_args()
-    torch.multiprocessing.spawn(train, (args,), nprocs=args.ranks) if args.ranks > 1 else train(0, args)
+    run_ranks(train, parser.parse_args())
 
 
 def train(rank: int, args: argparse.Namespace) -> None:
     """One rank of the training; rank 0 reports and saves."""
-    torch.set_num_threads(args.threads)
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29517")
-    dist.init_process_group("gloo", rank=rank, world_size=args.ranks)
     torch.manual_seed(args.seed)
     folder = args.out / "generator"
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    model = Denoiser(build_unet(), CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)).train()
-    model.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    parts = groups(model.unet.named_parameters(), weight_decay=1e-2, muon_scale=MUON_SCALE)
+    unet = load_unet(args.warm_start) if args.warm_start else build_unet()
+    model = Denoiser(unet, load_text_encoder(args.warm_start or folder)).train()
+    unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    unet.set_attn_processor(AttnProcessor())
+    model.text_encoder.set_attn_implementation("eager")
+    parts = groups(unet.named_parameters(), weight_decay=1e-2, muon_scale=MUON_SCALE)
     for group in groups(model.text_encoder.named_parameters(), weight_decay=1e-2, muon_scale=MUON_SCALE):
         parts.append({**group, "lr_scale": TEXT_SCALE * group.get("lr_scale", 1.0)})
     optimizer = Muon(parts, lr=BASE_LR, betas=(0.9, 0.99))
@@ -139,17 +147,14 @@ def train(rank: int, args: argparse.Namespace) -> None:
     losses: list[float] = []
     step = first_step
     for step in itertools.count(first_step):
-        stop = args.state.with_suffix(".stop").exists()
-        status = torch.tensor([max(schedule.share, 2.0 * stop) if rank == 0 else 0.0])
-        dist.all_reduce(status)
-        if status.item() >= 1:
+        if agreed(2.0 if args.state.with_suffix(".stop").exists() else schedule.share) >= 1:
             break
         lr = schedule.set_lr(optimizer)
         latents, captions = pool.batch(BATCH)
         loss = velocity_loss(model, latents, tokenize(tokenizer, captions), alphas)
         optimizer.zero_grad(set_to_none=False)
         loss.backward()
-        average_gradients(model, args.ranks)
+        average_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update(model)
@@ -164,14 +169,13 @@ def train(rank: int, args: argparse.Namespace) -> None:
         save_state(args.state, model, optimizer, average, step, schedule.spent_seconds)
         if schedule.share >= 1:
             export(folder, average)
-    dist.destroy_process_group()
 
 
 def velocity_loss(model: Denoiser, latents: Tensor, tokens: Tensor, alphas: Tensor) -> Tensor:
     """Mean squared error of the velocity alpha * noise - sigma * latents at random timesteps."""
     uniform = torch.rand(len(latents))
-    centred = torch.sigmoid(0.2 + torch.randn(len(latents)))
-    share = torch.where(torch.rand(len(latents)) < 0.5, uniform, centred)
+    centred = torch.sigmoid(0.4 + torch.randn(len(latents)))
+    share = torch.where(torch.rand(len(latents)) < 0.3, uniform, centred)
     timesteps = (share * 1000).long().clamp(0, 999)
     alpha, sigma = (part.view(-1, 1, 1, 1) for part in (alphas[timesteps].sqrt(), (1 - alphas[timesteps]).sqrt()))
     noise = torch.randn_like(latents)
@@ -180,19 +184,19 @@ def velocity_loss(model: Denoiser, latents: Tensor, tokens: Tensor, alphas: Tens
     return (predicted.float() - (alpha * noise - sigma * latents)).square().mean()
 
 
-def average_gradients(model: nn.Module, ranks: int) -> None:
-    """Give every rank the mean of all ranks' gradients."""
-    if ranks > 1:
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        for gradient, part in zip(gradients, flat.div_(ranks).split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-
 def load_vae(folder: Path) -> AutoencoderKL:
     """The finished autoencoder."""
     return AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, local_files_only=True)
+
+
+def load_unet(folder: Path) -> UNet2DConditionModel:
+    """A trained U-Net, float32."""
+    return UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, local_files_only=True).float()
+
+
+def load_text_encoder(folder: Path) -> CLIPTextModel:
+    """The text encoder of a generator's folder, float32."""
+    return CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
 
 
 def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average, step: int, seconds: float) -> None:
@@ -213,7 +217,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, a
 
 def export(folder: Path, average: Average, to: Path | None = None) -> None:
     """Write the whole pipeline in diffusers' own format, fp16 safetensors, from averaged weights."""
-    model = Denoiser(build_unet(), CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32))
+    model = Denoiser(build_unet(), load_text_encoder(folder))
     model.load_state_dict(average.values)
     model.half()
     pipeline = StableDiffusionPipeline(

@@ -5,15 +5,16 @@ latents, which stay as they are.
 
 - Loss: L1 + L2 + L1 of the finite differences (sharp edges) + a small KL term (Kingma & Welling 2014, arXiv 1312.6114;
   Rombach et al. 2022, arXiv 2112.10752).
-- The decoder learns to undo small latent errors: half of the latents get extra noise before decoding, the target stays
-  clean. (A denoising decoder, as in Hansen-Estruch et al. 2025, "l-DeTok", arXiv 2507.15856.) A generator's latents are
-  never quite right, and this is what keeps the edges of its pictures clean.
+- Most of the latents get noise before they are decoded, up to NOISE times their own standard deviation, and the target
+  stays clean (Yang et al. 2025, "l-DeTok", arXiv 2507.15856). Encoder and decoder learn to spread what matters over many
+  numbers: a generator's latents are never quite right, and this is what keeps the edges of its pictures clean.
 - At the end every latent channel is given mean 0 and standard deviation 1 over the drawings by folding the affine map
   into the 1 x 1 convolutions around the latents, so `scaling_factor` is 1 and the noise schedule fits all channels.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -21,15 +22,26 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from pipeline.models.demo.muon import Muon, groups
-from pipeline.models.demo.training import Average, Schedule, arguments, batches, drawings, report, to_tensor
+from pipeline.models.demo.training import (
+    Average,
+    Schedule,
+    agreed,
+    arguments,
+    average_gradients,
+    batches,
+    drawings,
+    report,
+    run_ranks,
+    to_tensor,
+)
 
 BATCH = 16
 BASE_LR = 1.5e-3
 MUON_SCALE = 8.0
 KL_WEIGHT = 1e-4
 LATENT_CHANNELS = 16
-NOISE = {"all": 0.1, "decoder": 0.4}
-KINDS = ("one", "two", "count", "two", "count")
+NOISE = 0.8
+KINDS = ("one", "two", "count", "one", "two", "count", "one")
 
 
 def build() -> AutoencoderKL:
@@ -50,47 +62,45 @@ def main() -> None:
     parser = arguments(__doc__, minutes=45, seed=1)
     parser.add_argument("--warm-start", type=Path, help="vae folder to take all tensors of fitting shape from")
     parser.add_argument("--decoder-only", action="store_true", help="continue with the decoder, latents unchanged")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    run_ranks(train, parser.parse_args())
+
+
+def train(rank: int, args: argparse.Namespace) -> None:
+    """One rank of the training; rank 0 reports, and saves the averaged weights as fp16."""
     torch.manual_seed(args.seed)
     folder = args.out / "generator" / "vae"
-    vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True).float() if args.decoder_only else build()
-    if args.warm_start:
-        warm_start(vae, args.warm_start)
-    train(vae, minutes=args.minutes, decoder_only=args.decoder_only, folder=folder)
-
-
-def train(vae: AutoencoderKL, *, minutes: float, decoder_only: bool, folder: Path) -> None:
-    """Train for `minutes`, then save the averaged weights as fp16."""
-    vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    vae = build()
+    if args.warm_start or args.decoder_only:
+        warm_start(vae, args.warm_start or folder)
+    torch.manual_seed(args.seed + 1000 * rank)
     vae.train()
-    vae.encoder.requires_grad_(not decoder_only)
-    vae.quant_conv.requires_grad_(not decoder_only)
-    schedule = Schedule(minutes, base_lr=BASE_LR * (0.5 if decoder_only else 1))
+    vae.encoder.requires_grad_(not args.decoder_only)
+    vae.quant_conv.requires_grad_(not args.decoder_only)
+    schedule = Schedule(args.minutes, base_lr=BASE_LR * (0.5 if args.decoder_only else 1))
     trained = [(name, parameter) for name, parameter in vae.named_parameters() if parameter.requires_grad]
     optimizer = Muon(groups(trained, weight_decay=1e-3, muon_scale=MUON_SCALE), lr=BASE_LR, betas=(0.9, 0.98))
-    average = Average(vae, 0.995)
-    scale, noise = torch.ones(1, LATENT_CHANNELS, 1, 1), NOISE["decoder" if decoder_only else "all"]
-    start = 2_000_000 if decoder_only else 0
+    average, scale = Average(vae, 0.995), torch.ones(1, LATENT_CHANNELS, 1, 1)
+    start = (2_000_000 if args.decoder_only else 0) + 500_000 * rank
     for step, (_, images) in enumerate(batches("generator", size=BATCH, kinds=KINDS, start=start)):
-        if schedule.share >= 1:
+        if agreed(schedule.share) >= 1:
             break
         schedule.set_lr(optimizer)
-        pixels = to_tensor(images).contiguous(memory_format=torch.channels_last)
-        figures, loss, scale = losses(vae, pixels, scale, noise)
-        optimizer.zero_grad()
+        figures, loss, scale = losses(vae, to_tensor(images), scale)
+        optimizer.zero_grad(set_to_none=False)
         loss.backward()
+        average_gradients(vae)
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         average.update(vae)
-        if step % 50 == 0:
+        if rank == 0 and step % 50 == 0:
             report(step, schedule, **figures)
-    vae.load_state_dict(average.values)
-    vae.eval()
-    if not decoder_only:
-        standardise(vae)
-    print("mean absolute error in grey levels, clean and noisy latents:", error(vae, 0.0), error(vae, 0.2))
-    vae.half().save_pretrained(folder)
+    if rank == 0:
+        vae.load_state_dict(average.values)
+        vae.eval()
+        if not args.decoder_only:
+            standardise(vae)
+        print("mean absolute error in grey levels, clean and noisy latents:", error(vae, 0.0), error(vae, 0.5))
+        vae.half().save_pretrained(folder)
 
 
 def warm_start(vae: AutoencoderKL, folder: Path) -> None:
@@ -100,13 +110,13 @@ def warm_start(vae: AutoencoderKL, folder: Path) -> None:
     vae.load_state_dict({name: found[name] if found[name].shape == value.shape else value for name, value in wanted.items()})
 
 
-def losses(vae: AutoencoderKL, pixels: Tensor, scale: Tensor, noise: float) -> tuple[dict[str, float], Tensor, Tensor]:
+def losses(vae: AutoencoderKL, pixels: Tensor, scale: Tensor) -> tuple[dict[str, float], Tensor, Tensor]:
     """Figures to report, the loss to minimise, and the running standard deviation of the latents (1, C, 1, 1)."""
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(pixels).latent_dist
         mean, std = posterior.mean.float(), posterior.std.float()
         scale = 0.98 * scale + 0.02 * mean.detach().std((0, 2, 3), keepdim=True)
-        strength = noise * torch.rand(len(pixels), 1, 1, 1) * (torch.rand(len(pixels), 1, 1, 1) < 0.5)
+        strength = NOISE * torch.rand(len(pixels), 1, 1, 1) * (torch.rand(len(pixels), 1, 1, 1) < 0.75)
         latents = mean + std * torch.randn_like(mean) + strength * scale * torch.randn_like(mean)
         decoded = vae.decode(latents).sample.float()
     difference = decoded - pixels

@@ -10,13 +10,15 @@ import argparse
 import hashlib
 import json
 import math
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -76,9 +78,40 @@ def arguments(description: str | None, *, minutes: float, seed: int) -> argparse
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=minutes, help="wall-clock training time (default %(default)s)")
     parser.add_argument("--seed", type=int, default=seed, help="seed of weights, order and noise (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of a process (default %(default)s)")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that share the work (default %(default)s)")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the weights (default %(default)s)")
     return parser
+
+
+def run_ranks(train: Callable[[int, argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Call `train(rank, args)` in `args.ranks` processes of `args.threads` threads, joined in one process group."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_joined, (train, args, f"file://{folder}/ranks"), nprocs=args.ranks)
+
+
+def _joined(rank: int, train: Callable[[int, argparse.Namespace], None], args: argparse.Namespace, meeting: str) -> None:
+    torch.set_num_threads(args.threads)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=args.ranks)
+    train(rank, args)
+    dist.destroy_process_group()
+
+
+def agreed(value: float) -> float:
+    """Rank 0's value, on every rank."""
+    told = torch.tensor([value])
+    dist.broadcast(told, 0)
+    return told.item()
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Give every rank the mean of all ranks' gradients."""
+    if (ranks := dist.get_world_size()) > 1:
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, part in zip(gradients, flat.div_(ranks).split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 def drawings(split: str, *, start: int, count: int, kinds: tuple[str, ...] = ("",)) -> tuple[list[Scene], NDArray[np.uint8]]:
