@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.run_dir import JobRecord, make_job
-from pipeline.models.resolve import ModelCard, check_sampling, resolve_model
+from pipeline.models.resolve import ModelCard, check_sampling, image_size, resolve_model
 from pipeline.plan import expand
 from pipeline.prompts import read_prompts
 from pipeline.scorers.resolve import ScorerCard, resolve_scorer
@@ -33,14 +33,22 @@ class Prepared:
         return Path(self.config.output.dir or f"runs/{self.name}")
 
     def open_prompts(self) -> Iterator[Prompt]:
-        """The prompts, from the start."""
-        return read_prompts(self.config.prompts, base_dir=self.base_dir)
+        """The prompts, from the start. Raises UserError at one that cannot be drawn."""
+        sampling = self.config.sampling
+        for prompt in read_prompts(self.config.prompts, base_dir=self.base_dir, mode=sampling.mode):
+            if prompt.sampling or self.model.input_scale > 1:
+                width, height = image_size(self.model, sampling, prompt)
+                own = sampling.model_copy(update={**prompt.sampling, "width": width, "height": height})
+                check_sampling(self.model, own, f"prompt {prompt.id}: ")
+            yield prompt
 
     def expand(self, prompt: Prompt) -> Iterator[Draw]:
         """The draws of one prompt."""
-        sampling = self.config.sampling
-        width, height = sampling.width or self.model.width, sampling.height or self.model.height
-        return expand(prompt, self.config, model=self.model.name, revision=self.model.revision, width=width, height=height)
+        width, height = image_size(self.model, self.config.sampling, prompt)
+        card = self.model
+        return expand(
+            prompt, self.config, model=card.name, revision=card.revision, width=width, height=height, input_scale=card.input_scale
+        )
 
     def job(self) -> JobRecord:
         """What ``job.yaml`` records."""
@@ -51,7 +59,7 @@ def prepare(config_path: str | Path, overrides: Sequence[str] = ()) -> Prepared:
     """Load a configuration and resolve its model and scorers, without torch. Raises UserError."""
     config = load(config_path, overrides)
     base_dir = Path(config_path).resolve().parent
-    model = resolve_model(config.model, base_dir=base_dir)
+    model = resolve_model(config.model, base_dir=base_dir, mode=config.sampling.mode)
     check_sampling(model, config.sampling)
     scorers = tuple(resolve_scorer(name, scorer, base_dir=base_dir) for name, scorer in config.scorers.items())
     return Prepared(name=Path(config_path).stem, config=config, base_dir=base_dir, model=model, scorers=scorers)

@@ -18,7 +18,7 @@ def remaker(run_dir: RunDir, *, model_loader: str = "pipeline.models:load_model"
     Raises ModelError if the model's files are no longer those that the run was made with.
     """
     config, base_dir = run_dir.job.config, Path(run_dir.job.base_dir)
-    model = resolve_model(config.model, base_dir=base_dir)
+    model = resolve_model(config.model, base_dir=base_dir, mode=config.sampling.mode)
     recorded = run_dir.job.model["revision"]
     if model.revision != recorded:
         raise ModelError(f"{model.folder}: is {model.revision}, the run was made with {recorded}; bring that revision back to compare")

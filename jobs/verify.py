@@ -4,6 +4,7 @@ Reads shard by shard, one in memory at a time. It changes nothing; every problem
 A shard that is not made yet is no problem, so a run may be verified while it goes on.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -71,6 +72,7 @@ def verify(
             on_shard(done, len(markers))
     tally.problems += tally.repeated()
     tally.problems += _strays(run_dir, index, names)
+    tally.problems += _damaged_inputs(run_dir)
     again = 0
     if regenerate and remake:
         again, differing = regenerated(run_dir, markers, count=regenerate, remake=remake)
@@ -129,6 +131,15 @@ def _usable_markers(run_dir: RunDir, index: PlanIndex, tally: _Tally) -> Iterato
             tally.problems.append(Problem(file=name, what=what, remedy=AGAIN.format(marker=name)))
         else:
             yield marker
+
+
+def _damaged_inputs(run_dir: RunDir) -> Iterator[Problem]:
+    """Input images whose bytes are not those that they are named after."""
+    for name in run_dir.store.list(layout.INPUTS):
+        found = hashlib.sha256(run_dir.store.get(name)).hexdigest()
+        if layout.input_file(found) != name:
+            remedy = f"delete it and {layout.PLAN_INDEX} and run the same command again, it is copied anew"
+            yield Problem(file=name, what=f"its bytes have sha256 {found[:16]}…", remedy=remedy)
 
 
 def _strays(run_dir: RunDir, index: PlanIndex, names: dict[str, list[str]]) -> Iterator[Problem]:

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 
 from pipeline.store import Store
 from schemas import layout
-from schemas.config import JobConfig
+from schemas.config import JobConfig, SamplingConfig
 from schemas.errors import PromptError, RunFolderError
+from schemas.modes import ROLES, STRENGTH
 from schemas.records import Draw, PlanIndex, Prompt, Shard
 from schemas.seeds import noise_seed
 from schemas.tables import draw_from_row, draw_row, plan_schema
@@ -27,9 +28,12 @@ OpenPrompts = Callable[[], Iterator[Prompt]]
 ExpandPrompt = Callable[[Prompt], Iterator[Draw]]
 
 
-def expand(prompt: Prompt, config: JobConfig, *, model: str, revision: str, width: int, height: int) -> Iterator[Draw]:
-    """The draws of one prompt."""
-    sampling = config.sampling
+def expand(
+    prompt: Prompt, config: JobConfig, *, model: str, revision: str, width: int, height: int, input_scale: int = 1
+) -> Iterator[Draw]:
+    """The draws of one prompt, of this size in pixels; ``input_scale`` is how much larger they are than the init image."""
+    sampling = config.sampling.model_copy(update=dict(prompt.sampling))
+    sha256 = {role: image.sha256 for role, image in prompt.images.items()}
     for index in range(config.prompts.draws_per_prompt):
         yield Draw(
             prompt_id=prompt.id,
@@ -38,22 +42,33 @@ def expand(prompt: Prompt, config: JobConfig, *, model: str, revision: str, widt
             negative_prompt=sampling.negative_prompt if prompt.negative is None else prompt.negative,
             label=prompt.label,
             tags=prompt.tags,
-            mode="text-to-image",
+            mode=sampling.mode,
             model=model,
             model_revision=revision,
             loras=(),
             scheduler=sampling.scheduler,
             steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
-            strength=None,
+            strength=sampling.strength or STRENGTH.get(sampling.mode),
             width=width,
             height=height,
             seed=noise_seed(config.seed, prompt.id, index),
             dtype=config.model.dtype,
-            init_sha256=None,
-            mask_sha256=None,
-            control_sha256=None,
+            init_sha256=sha256.get("init"),
+            mask_sha256=sha256.get("mask"),
+            control_sha256=sha256.get("control"),
+            control_scale=sampling.control_scale if sampling.mode == "control" else None,
+            input_transform=_input_transform(sampling, input_scale),
         )
+
+
+def _input_transform(sampling: SamplingConfig, input_scale: int) -> str | None:
+    """What is made of the input image, in the words of ``pipeline.inputs.conditions``."""
+    if margins := sampling.margins:
+        return f"margins {margins.left} {margins.top} {margins.right} {margins.bottom}"
+    if sampling.canny:
+        return f"canny {sampling.canny.low} {sampling.canny.high}"
+    return f"downscale {input_scale}" if input_scale > 1 else None
 
 
 def cut(draws_of_prompts: Iterable[Sequence[Draw]], shard_size: int) -> Iterator[Shard]:
@@ -103,12 +118,15 @@ def survey(store: Store, open_prompts: OpenPrompts) -> PlanIndex | None:
 
 
 def write_plan(store: Store, open_prompts: OpenPrompts, expand_prompt: ExpandPrompt, shard_size: int) -> PlanIndex:
-    """Write the plan of all prompts; what was planned before comes out the same. The index is written last."""
+    """Write the plan of all prompts and copies of their images; what was planned before comes out the same. The index is written last."""
     digest = _PromptDigest()
 
     def draws_of_prompts() -> Iterator[list[Draw]]:
         for prompt in open_prompts():
             digest.add(prompt)
+            for image in prompt.images.values():
+                if not store.exists(layout.input_file(image.sha256)):
+                    store.put(layout.input_file(image.sha256), image.data)
             yield list(expand_prompt(prompt))
 
     shards = _as_tables(cut(draws_of_prompts(), shard_size))
@@ -159,7 +177,7 @@ class _PromptDigest:
         self._block: list[int] = []
 
     def add(self, prompt: Prompt) -> None:
-        self._all.update(json.dumps(asdict(prompt), sort_keys=True).encode() + b"\n")
+        self._all.update(json.dumps(prompt.facts(), sort_keys=True).encode() + b"\n")
         self._block.append(_id_digest(prompt))
         if len(self._block) >= 65536:
             self._ids.append(np.array(self._block, dtype=np.uint64))
@@ -188,10 +206,13 @@ def _difference(old: PlanIndex, open_prompts: OpenPrompts, store: Store) -> str:
         if (prompt.id, prompt.text, prompt.label, dict(prompt.tags)) != (draw.prompt_id, draw.prompt, draw.label, dict(draw.tags)):
             was, now = _shown(draw.prompt_id, draw.prompt), _shown(prompt.id, prompt.text)
             return f"{store.root}: prompt {found} (from 0) was {was} and is now {now}; {remedy}"
+        planned_images = {role: sha for role in ROLES if (sha := getattr(draw, f"{role}_sha256"))}
+        if planned_images != {role: image.sha256 for role, image in prompt.images.items()}:
+            return f"{store.root}: the input images of prompt {found} (from 0, id {prompt.id}) have changed; {remedy}"
         found += 1
     if found < old.num_prompts:
         return f"{store.root}: was planned with {old.num_prompts} prompts, the source now ends after {found}; {remedy}"
-    return f"{store.root}: the negative prompts have changed since the run was planned; {remedy}"
+    return f"{store.root}: the negative prompts or the settings of single prompts have changed since the run was planned; {remedy}"
 
 
 def _shown(prompt_id: str, text: str) -> str:

@@ -1,6 +1,6 @@
 """Prompt sources as a stream of ``Prompt``: txt, csv, jsonl, parquet, or texts from the configuration.
 
-One row is held at a time. Every problem names the file and the row.
+One row is held at a time, with its input images. Every problem names the file and the row.
 """
 
 import csv
@@ -10,22 +10,27 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
-from schemas.config import PromptsConfig
+from pipeline.inputs import InputReader
+from schemas.config import PromptsConfig, SamplingConfig
 from schemas.errors import PromptError
-from schemas.records import Prompt
+from schemas.modes import INPUTS, ROLES, Mode, Role, column
+from schemas.records import InputImage, Prompt
 
-_RESERVED = ("id", "prompt", "negative_prompt", "label")
+SAMPLING_COLUMNS = ("steps", "guidance_scale", "strength", "control_scale", "width", "height")
+_RESERVED = ("id", "prompt", "negative_prompt", "label", *SAMPLING_COLUMNS, *map(column, ROLES))
 _Row = tuple[int, Mapping[str, object]]  # number shown in errors, columns
 
 
-def read_prompts(config: PromptsConfig, *, base_dir: Path) -> Iterator[Prompt]:
+def read_prompts(config: PromptsConfig, *, base_dir: Path, mode: Mode = "text-to-image") -> Iterator[Prompt]:
     """All prompts of the source, in order. An ``id`` that is not given is the row's number from 0.
 
-    Raises PromptError on a source that is missing, empty, or has a row that is not a prompt.
+    Raises PromptError on a source that is missing, empty, or has a row that is not a prompt, or lacks the mode's images.
     """
     if config.texts is not None:
-        return _prompts(enumerate({"prompt": text} for text in config.texts), "prompts.texts", "entry")
+        rows = enumerate({"prompt": text} for text in config.texts)
+        return _prompts(rows, "prompts.texts", "entry", InputReader(base_dir), mode)
     assert config.file is not None  # PromptsConfig demands one of the two
     path = base_dir / config.file
     if not path.is_file():
@@ -34,18 +39,19 @@ def read_prompts(config: PromptsConfig, *, base_dir: Path) -> Iterator[Prompt]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise PromptError(f"{path}: {path.suffix or 'no suffix'} is not a prompt format; use one of: {' '.join(readers)}")
-    return _prompts(reader(path), str(path), "row" if reader is _parquet else "line")
+    images = InputReader(path.parent, [base_dir / folder for folder in config.image_folders])
+    return _prompts(reader(path), str(path), "row" if reader is _parquet else "line", images, mode)
 
 
-def _prompts(rows: Iterable[_Row], where: str, unit: str) -> Iterator[Prompt]:
+def _prompts(rows: Iterable[_Row], where: str, unit: str, images: InputReader, mode: Mode) -> Iterator[Prompt]:
     number = -1
     for number, (shown, row) in enumerate(rows):
-        yield _prompt(row, number, f"{where}: {unit} {shown}")
+        yield _prompt(row, number, f"{where}: {unit} {shown}", images, mode)
     if number < 0:
         raise PromptError(f"{where}: holds no prompts; write at least one")
 
 
-def _prompt(row: Mapping[str, object], number: int, where: str) -> Prompt:
+def _prompt(row: Mapping[str, object], number: int, where: str, images: InputReader, mode: Mode) -> Prompt:
     text = row.get("prompt")
     if not isinstance(text, str):
         found = f"'prompt' is {text!r}" if "prompt" in row else f"no 'prompt' among the columns {', '.join(map(str, row)) or '(none)'}"
@@ -60,7 +66,41 @@ def _prompt(row: Mapping[str, object], number: int, where: str) -> Prompt:
         negative=_optional(row.get("negative_prompt")),
         label=_optional(row.get("label")),
         tags=tags,
+        sampling={name: _setting(name, row[name], where) for name in SAMPLING_COLUMNS if row.get(name) not in (None, "")},
+        images=_images(row, where, images, mode),
     )
+
+
+def _setting(name: str, value: object, where: str) -> int | float:
+    """A field of SamplingConfig that a row sets for itself."""
+    kind = int if name in ("steps", "width", "height") else float
+    try:
+        number = kind(value) if isinstance(value, str | int | float) else value
+        if isinstance(value, float) and number != value:
+            raise ValueError
+        return getattr(SamplingConfig.model_validate({"mode": "image-to-image", name: number}), name)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].replace("Input should be", "must be")
+        raise PromptError(f"{where}: {name} is {value!r}: {problem[0].lower()}{problem[1:]}") from None
+    except ValueError:
+        raise PromptError(
+            f"{where}: {name} is {value!r}; write {'a whole number' if kind is int else 'a number'} or leave it empty"
+        ) from None
+
+
+def _images(row: Mapping[str, object], where: str, images: InputReader, mode: Mode) -> dict[Role, InputImage]:
+    """The input images of a row: exactly those that the mode takes."""
+    found: dict[Role, InputImage] = {}
+    for role in ROLES:
+        name, value = column(role), row.get(column(role))
+        given, wanted = value not in (None, "", b""), role in INPUTS[mode]
+        if wanted and not given:
+            raise PromptError(f"{where}: {name} is missing; sampling.mode {mode} needs one in every row")
+        if given and not wanted:
+            raise PromptError(f"{where}: {name} is of no use to sampling.mode {mode}; set the mode that it is for, or rename the column")
+        if given:
+            found[role] = images.read(value, f"{where}: {name}")
+    return found
 
 
 def _encodable(text: str, where: str) -> str:

@@ -5,18 +5,20 @@ that every image is made at one batch shape and its bytes do not depend on who e
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 
+from pipeline.inputs import BadInput, conditions
 from pipeline.models.base import Generated, ImageModel
 from pipeline.scorers.base import Scorer, TextScorer
 from schemas.errors import UserError
 from schemas.records import Draw
 
 T = TypeVar("T")
+GetInput = Callable[[str], bytes]
 
 log = logging.getLogger(__name__)
 
@@ -37,17 +39,20 @@ class Sampled:
     attempts: int = 1
 
 
-def sample_batch(model: ImageModel, draws: Sequence[Draw], batch_size: int) -> list[Sampled]:
-    """Images of the draws, in order. If the batch raises, each draw is tried once more by itself."""
+def sample_batch(model: ImageModel, draws: Sequence[Draw], batch_size: int, get_input: GetInput) -> list[Sampled]:
+    """Images of the draws, in order. If the batch raises, each draw is tried once more by itself.
+
+    ``get_input`` gives the bytes of an input image by its sha256.
+    """
     try:
-        return _generate(model, draws, batch_size, attempts=1)
+        return _generate(model, draws, batch_size, get_input, attempts=1)
     except UserError:
         raise
     except Exception as error:
         if len(draws) == 1:
-            return [_failure(draws[0], batch_size, "sampler_error", error, attempts=1)]
+            return [_failure(draws[0], batch_size, error, attempts=1)]
         log.warning("a batch of %d draws failed (%s); trying each by itself", len(draws), _brief(error))
-    return [_sample_alone(model, draw, batch_size) for draw in draws]
+    return [_sample_alone(model, draw, batch_size, get_input) for draw in draws]
 
 
 def score_batch(scorers: Sequence[Scorer], sampled: Sequence[Sampled], batch_size: int) -> None:
@@ -67,15 +72,16 @@ def score_batch(scorers: Sequence[Scorer], sampled: Sequence[Sampled], batch_siz
         made = [one for one in made if one.error is None]
 
 
-def _sample_alone(model: ImageModel, draw: Draw, batch_size: int) -> Sampled:
+def _sample_alone(model: ImageModel, draw: Draw, batch_size: int, get_input: GetInput) -> Sampled:
     try:
-        return _generate(model, [draw], batch_size, attempts=2)[0]
+        return _generate(model, [draw], batch_size, get_input, attempts=2)[0]
     except Exception as error:
-        return _failure(draw, batch_size, "sampler_error", error, attempts=2)
+        return _failure(draw, batch_size, error, attempts=2)
 
 
-def _generate(model: ImageModel, draws: Sequence[Draw], batch_size: int, *, attempts: int) -> list[Sampled]:
-    generated = model.generate(_filled(draws, batch_size))
+def _generate(model: ImageModel, draws: Sequence[Draw], batch_size: int, get_input: GetInput, *, attempts: int) -> list[Sampled]:
+    inputs = [conditions(draw, get_input) for draw in draws]
+    generated = model.generate(_filled(draws, batch_size), _filled(inputs, batch_size))
     return [_sampled(draw, generated, index, batch_size, attempts) for index, draw in enumerate(draws)]
 
 
@@ -114,7 +120,8 @@ def _filled(items: Sequence[T], size: int) -> list[T]:
     return [*items, *[items[-1]] * (size - len(items))]
 
 
-def _failure(draw: Draw, batch_size: int, code: str, error: Exception, *, attempts: int) -> Sampled:
+def _failure(draw: Draw, batch_size: int, error: Exception, *, attempts: int) -> Sampled:
+    code = "bad_input" if isinstance(error, BadInput) else "sampler_error"
     return Sampled(draw=draw, batch_shape=_batch_shape(draw, batch_size), error=f"{code}: {_brief(error)}", attempts=attempts)
 
 

@@ -21,8 +21,9 @@ from pipeline.sample import Sampled, sample_batch, score_batch
 from pipeline.scorers.base import Scorer
 from pipeline.store import Store
 from pipeline.write import commit_shard, load_partial, save_partial
+from schemas import layout
 from schemas.config import JobConfig, OutputConfig
-from schemas.errors import ShardError
+from schemas.errors import RunFolderError, ShardError
 from schemas.records import Draw, Outcome, Shard, ShardResult
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,16 @@ class Stages:
     worker: str
     device: threading.Lock = field(default_factory=threading.Lock)
     on_batch: Callable[[int], None] = lambda num_draws: None
+
+    def get_input(self, sha256: str) -> bytes:
+        """Bytes of an input image. Raises RunFolderError."""
+        name = layout.input_file(sha256)
+        try:
+            return self.store.get(name)
+        except FileNotFoundError:
+            raise RunFolderError(
+                f"{self.store.root}/{name}: is missing; delete {layout.PLAN_INDEX} and run the same command again, it is copied anew"
+            ) from None
 
 
 def run_shard(shard: Shard, stages: Stages, *, stop: Callable[[], bool], keep_failures: bool = True) -> ShardResult:
@@ -115,7 +126,7 @@ def _make(shard: Shard, digest: str, stages: Stages, stop: Callable[[], bool], c
 def _sample_and_score(batch: Sequence[Draw], stages: Stages, clock: "_Clock") -> list[Sampled]:
     batch_size = stages.config.sampling.batch_size
     with clock("sample"):
-        sampled = sample_batch(stages.model, batch, batch_size)
+        sampled = sample_batch(stages.model, batch, batch_size, stages.get_input)
     with clock("score"):
         score_batch(stages.scorers, sampled, batch_size)
     return sampled

@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from schemas.modes import STRENGTH, Mode
+
 
 class Section(BaseModel):
     """Base of all sections: frozen, no unknown keys, no silent conversion of types."""
@@ -27,6 +29,9 @@ class PromptsConfig(Section):
         description="txt (a prompt per line), csv, jsonl or parquet; columns: prompt (id, negative_prompt, label); others become tags",
     )
     texts: list[str] | None = Field(default=None, description="prompts written here")
+    image_folders: list[str] = Field(
+        default_factory=list, description="further folders that input images may lie in; always allowed is the prompt file's own"
+    )
     draws_per_prompt: int = Field(default=1, ge=1, description="images to make of each prompt, each with its own seed")
 
     @model_validator(mode="after")
@@ -42,15 +47,40 @@ class ModelConfig(Section):
     id: str = Field(description="'demo' (bundled), a local diffusers folder, or a hub name such as stabilityai/sdxl-turbo")
     revision: str | None = Field(default=None, description="commit of a hub model; without it the newest is looked up once and recorded")
     variant: str | None = Field(default=None, description="weight files with this infix, for example fp16")
+    controlnet: str | None = Field(
+        default=None, description="for sampling.mode control: a local folder or hub name of a ControlNet that fits the model"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="compute type of all parts of the pipeline")
     cpu_threads: int = Field(
         default=1, ge=1, description="threads of one worker on a CPU; part of the job's identity, since it changes the last bits"
     )
 
 
-class SamplingConfig(Section):
-    """How an image is drawn from noise."""
+class MarginsConfig(Section):
+    """What outpainting adds around the init image, in pixels of the finished image."""
 
+    left: int = Field(default=0, ge=0, description="pixels")
+    top: int = Field(default=0, ge=0, description="pixels")
+    right: int = Field(default=0, ge=0, description="pixels")
+    bottom: int = Field(default=0, ge=0, description="pixels")
+
+
+class CannyConfig(Section):
+    """Edges by Canny's detector (1986), made of the control images."""
+
+    low: int = Field(default=100, ge=0, le=255, description="gradient from which an edge goes on")
+    high: int = Field(default=200, ge=0, le=255, description="gradient from which an edge begins")
+
+
+class SamplingConfig(Section):
+    """How an image is drawn from noise. A prompt file may have columns steps, guidance_scale, strength, control_scale, width and
+    height, which hold for their row."""
+
+    mode: Mode = Field(
+        default="text-to-image",
+        description="what conditions the images besides text; input images come from the prompt file's columns init_image,"
+        " mask_image (white is painted anew) and control_image",
+    )
     scheduler: str = Field(
         default="default",
         description="'default' (the model's own) or a name from the table in docs/samplers.md, such as ddim, euler, dpm++_2m",
@@ -61,6 +91,18 @@ class SamplingConfig(Section):
     )
     width: int | None = Field(default=None, ge=1, le=16384, description="pixels; the model's own size if not given")
     height: int | None = Field(default=None, ge=1, le=16384, description="pixels; the model's own size if not given")
+    strength: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="share of the noise schedule that is run over the init image (SDEdit, Meng et al. 2022);"
+        " 0.6 for image-to-image and 1 for inpainting and outpainting if not given",
+    )
+    margins: MarginsConfig | None = Field(default=None, description="for outpainting: what is added on each side")
+    canny: CannyConfig | None = Field(
+        default=None, description="for control: make edges of the control images; without it they are used as they are"
+    )
+    control_scale: float = Field(default=1.0, ge=0, le=10, description="for control: weight of the ControlNet (Zhang et al. 2023)")
     negative_prompt: str = Field(default="", description="used where a prompt brings none of its own")
     batch_size: int = Field(
         default=8,
@@ -68,6 +110,17 @@ class SamplingConfig(Section):
         le=4096,
         description="images per call of the model; short batches are padded, so that every image sees the same shape",
     )
+
+    @model_validator(mode="after")
+    def _of_the_mode(self) -> Self:
+        given = {"strength": self.strength, "margins": self.margins, "canny": self.canny}
+        modes = {"strength": tuple(STRENGTH), "margins": ("outpainting",), "canny": ("control",)}
+        for name, value in given.items():
+            if value is not None and self.mode not in modes[name]:
+                raise ValueError(f"{name} is for {' and '.join(modes[name])}, not for {self.mode}; take it out, or set sampling.mode")
+        if self.mode == "outpainting" and (self.margins is None or not any(self.margins.model_dump().values())):
+            raise ValueError("outpainting needs margins, for example: margins: {left: 64, right: 64}")
+        return self
 
 
 class ScorerConfig(Section):
@@ -147,6 +200,8 @@ class JobConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if (self.sampling.mode == "control") != (self.model.controlnet is not None):
+            raise ValueError("sampling.mode: control and model.controlnet belong together; give both or neither")
         for name in self.scorers:
             if not name.isidentifier() or name != name.lower():
                 raise ValueError(f"scorers: {name!r} becomes part of a column name; use lower-case letters, digits and _")

@@ -5,6 +5,7 @@
     RUN/job.yaml                  the configuration with all defaults, versions, fingerprint
     RUN/plan/plan.json            counts and digests of the plan; written after the plan's files
     RUN/plan/000000.parquet       the draws, one row group per shard
+    RUN/inputs/0f3a…              input images, each under the sha256 of its bytes
     RUN/metadata/00017.parquet    one row per draw, no image bytes
     RUN/images/00017.parquet      sample_id, image, text, sha256 of accepted and rejected draws
     RUN/failed/00017.json         dead letters of a shard that has failed draws
@@ -16,6 +17,7 @@
 JOB = "job.yaml"
 PLAN = "plan"
 PLAN_INDEX = "plan/plan.json"
+INPUTS = "inputs"
 METADATA = "metadata"
 IMAGES = "images"
 DONE = "done"
@@ -29,6 +31,11 @@ SHARDS_PER_PLAN_FILE = 1000
 def plan_file(shard_id: int) -> str:
     """Plan file that holds a shard; its row group there is ``shard_id % SHARDS_PER_PLAN_FILE``."""
     return f"{PLAN}/{shard_id // SHARDS_PER_PLAN_FILE:06d}.parquet"
+
+
+def input_file(sha256: str) -> str:
+    """Input image of this digest."""
+    return f"{INPUTS}/{sha256}"
 
 
 def metadata_file(shard_id: int) -> str:

@@ -4,7 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
+from schemas.modes import Role
 from schemas.seeds import sample_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputImage:
+    """An image that conditions others: its file's bytes and their sha256; its upright size in pixels."""
+
+    sha256: str
+    data: bytes = field(repr=False)
+    width: int
+    height: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,7 +23,8 @@ class Prompt:
     """One row of the prompt source.
 
     ``id`` is unique in a job and decides, with the job's seed, the noise. ``tags`` are the source's further
-    columns, carried to the table unread.
+    columns, carried to the table unread. ``sampling`` are fields of SamplingConfig that the row sets for itself,
+    ``images`` its input images by role.
     """
 
     id: str
@@ -20,13 +32,28 @@ class Prompt:
     negative: str | None = None
     label: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    sampling: Mapping[str, int | float] = field(default_factory=dict)
+    images: Mapping[Role, InputImage] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, object]:
+        """All that it says, in JSON values; images by their sha256."""
+        found: dict[str, object] = {
+            "id": self.id,
+            "text": self.text,
+            "negative": self.negative,
+            "label": self.label,
+            "tags": dict(self.tags),
+        }
+        images = {role: image.sha256 for role, image in self.images.items()}
+        return found | ({"sampling": dict(self.sampling)} if self.sampling else {}) | ({"images": images} if images else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
     """One image to make: everything that decides its pixels, and what is carried along.
 
-    Sizes are in pixels. ``strength``, ``loras`` and the ``*_sha256`` fields are null for plain text-to-image.
+    Sizes are in pixels. ``strength``, ``loras`` and all about input images are null for plain text-to-image;
+    ``input_transform`` says what is made of them (see ``pipeline.inputs.conditions``).
     """
 
     prompt_id: str
@@ -50,6 +77,8 @@ class Draw:
     init_sha256: str | None
     mask_sha256: str | None
     control_sha256: str | None
+    control_scale: float | None = None
+    input_transform: str | None = None
 
     def identity(self) -> dict[str, object]:
         """All fields that decide the image; label and tags do not."""
@@ -63,7 +92,8 @@ class Draw:
     @property
     def call_key(self) -> tuple[object, ...]:
         """Draws that share it can go through the sampler in one batch."""
-        return (self.mode, self.loras, self.scheduler, self.steps, self.guidance_scale, self.strength, self.width, self.height)
+        how = (self.mode, self.loras, self.scheduler, self.steps, self.guidance_scale, self.width, self.height)
+        return (*how, self.strength, self.control_scale, self.input_transform)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,4 +28,4 @@ def sample_id(identity: Mapping[str, object]) -> str:
     ``identity`` must hold JSON values only; key order does not matter.
     """
     canonical = json.dumps(identity, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(b"promptmill.sample.v1\0" + canonical.encode()).hexdigest()[:20]
+    return hashlib.sha256(b"promptmill.sample.v2\0" + canonical.encode()).hexdigest()[:20]

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from schemas.records import Draw, Outcome, Verdict
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 _TEXT, _INT, _BOOL = pa.string(), pa.int32(), pa.bool_()
 _TAGS = pa.map_(pa.string(), pa.string())
@@ -27,21 +27,23 @@ _DRAW: list[tuple[str, pa.DataType, bool, str]] = [  # name, type, nullable, mea
     ("negative_prompt", _TEXT, False, "text that guidance moves away from; may be empty"),
     ("label", _TEXT, True, "label of the prompt source, if it has one"),
     ("tags", _TAGS, False, "all further columns of the prompt source"),
-    ("mode", _TEXT, False, "text-to-image"),
+    ("mode", _TEXT, False, "what conditions the image: text-to-image, image-to-image, inpainting, outpainting, control, super-resolution"),
     ("model", _TEXT, False, "model id; the folder's name for a local model"),
     ("model_revision", _TEXT, False, "commit of a hub model, or sha256 over the files of a local folder"),
     ("loras", pa.list_(pa.field("element", pa.string())), False, "LoRA weights as name@scale; empty without"),
     ("scheduler", _TEXT, False, "sampler"),
     ("steps", _INT, False, "denoising steps"),
     ("guidance_scale", pa.float64(), False, "classifier-free guidance scale"),
-    ("strength", pa.float64(), True, "noise strength of image-to-image, 0 to 1"),
+    ("strength", pa.float64(), True, "share of the noise schedule that is run over the init image, 0 to 1"),
     ("width", _INT, False, "pixels"),
     ("height", _INT, False, "pixels"),
     ("seed", pa.int64(), False, "seed of the starting noise, 0 to 2**32-1, for torch.Generator('cpu')"),
     ("dtype", _TEXT, False, "compute type"),
-    ("init_sha256", _TEXT, True, "sha256 of the init image's bytes"),
-    ("mask_sha256", _TEXT, True, "sha256 of the mask's bytes"),
-    ("control_sha256", _TEXT, True, "sha256 of the control image's bytes"),
+    ("init_sha256", _TEXT, True, "sha256 of the init image's file, which lies in inputs/"),
+    ("mask_sha256", _TEXT, True, "sha256 of the mask's file"),
+    ("control_sha256", _TEXT, True, "sha256 of the control image's file"),
+    ("control_scale", pa.float64(), True, "weight of the ControlNet"),
+    ("input_transform", _TEXT, True, "made of the input image: margins LEFT TOP RIGHT BOTTOM, canny LOW HIGH, downscale N; null: nothing"),
 ]
 
 _OUTCOME: list[tuple[str, pa.DataType, bool, str]] = [

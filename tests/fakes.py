@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jobs.prepare import Prepared
+from pipeline.inputs import Conditions
 from pipeline.models.base import Generated
 from pipeline.models.resolve import ModelCard
 from pipeline.scorers.resolve import ScorerCard, resolve_scorer
@@ -44,7 +45,7 @@ class FakeModel:
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def generate(self, draws: Sequence[Draw]) -> Generated:
+    def generate(self, draws: Sequence[Draw], conditions: Sequence[Conditions] = ()) -> Generated:
         self.calls.append(len(draws))
         for draw in draws:
             _misbehave(draw.prompt)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pipeline.inputs import Conditions
 from schemas.records import Draw
 
 
@@ -26,7 +27,7 @@ class Generated:
 
 
 class ImageModel(Protocol):
-    """Makes images of draws. All draws of one call share their ``call_key``.
+    """Makes images of draws. All draws of one call share their ``call_key``, and are of one mode.
 
     The image of a draw may depend on the draw and on the number of draws in the call, never on its
     neighbours or its place among them.
@@ -35,6 +36,9 @@ class ImageModel(Protocol):
     name: str
     revision: str
 
-    def generate(self, draws: Sequence[Draw]) -> Generated:
-        """Images of the draws, in order. Raises anything; the caller isolates the draw that is to blame."""
+    def generate(self, draws: Sequence[Draw], conditions: Sequence[Conditions] = ()) -> Generated:
+        """Images of the draws, in order. ``conditions`` hold their input images, one entry per draw; none for text-to-image.
+
+        Raises anything; the caller isolates the draw that is to blame.
+        """
         ...

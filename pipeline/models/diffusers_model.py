@@ -1,4 +1,4 @@
-"""Any text-to-image pipeline of diffusers as an ``ImageModel``. The only importer of diffusers.
+"""Any image pipeline of diffusers as an ``ImageModel``. The only importer of diffusers.
 
 One call of the pipeline per batch. Each image has a CPU generator of its own, new at each call and seeded by
 its draw, so that its noise depends on nothing else. Signatures differ between pipelines: they are read once,
@@ -8,24 +8,30 @@ and what a pipeline does not take is refused, never dropped in silence.
 import functools
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
 import transformers
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+from pipeline.inputs import Conditions
 from pipeline.models.base import Generated
 from pipeline.models.embeddings import PromptEncoder, TokenCounter, accepted
+from pipeline.models.modes import CONTROLNETS
 from pipeline.models.resolve import ModelCard
 from pipeline.models.samplers import make_scheduler
 from schemas.config import ModelConfig
 from schemas.errors import ModelError
+from schemas.modes import INPUTS, Mode
 from schemas.records import Draw
 
 log = logging.getLogger(__name__)
 
+_CONDITIONS = {"image", "mask_image", "control_image"}
 _OTHER_MEDIA = {"num_frames", "video_length", "audio_length_in_s", "audio_end_in_s"}
 
 
@@ -42,26 +48,47 @@ class DiffusersModel:
         self._takes = inspect.signature(self._pipe.__call__).parameters
         self._encoder = PromptEncoder(self._pipe)
         self._tokens = TokenCounter(self._pipe)
-        if "prompt" not in self._takes or self._takes.get("image") is not None or _makes_more_than_an_image(self._takes):
-            raise ModelError(f"model {card.name}: {card.pipeline_class} does not make images from text alone; use a text-to-image model")
+        if "prompt" not in self._takes or _makes_more_than_an_image(self._takes, card.mode):
+            raise ModelError(
+                f"model {card.name}: {card.pipeline_class} does not make images from text{' alone' if not INPUTS[card.mode] else ''};"
+                f" use a model for {card.mode}"
+            )
 
-    def generate(self, draws: Sequence[Draw]) -> Generated:
+    def generate(self, draws: Sequence[Draw], conditions: Sequence[Conditions] = ()) -> Generated:
         """Images of the draws, in order, in one call of the pipeline."""
         first = draws[0]
         generators = [torch.Generator("cpu").manual_seed(draw.seed) for draw in draws]
         self._pipe.scheduler = self._seeded_scheduler(first.scheduler, generators)
         latents = _LastLatents()
-        arguments = self._text_arguments(draws) | {
-            "num_inference_steps": first.steps,
-            "width": first.width,
-            "height": first.height,
-            "generator": generators,
-            "output_type": "np",
-            "callback_on_step_end": latents,
-        }
-        with torch.inference_mode():
+        arguments = (
+            self._text_arguments(draws)
+            | self._condition_arguments(draws, conditions)
+            | {
+                "num_inference_steps": first.steps,
+                "width": first.width,
+                "height": first.height,
+                "generator": generators,
+                "output_type": "np",
+                "callback_on_step_end": latents,
+            }
+        )
+        with torch.inference_mode(), _no_shared_noise(type(self._pipe).__name__):
             output = self._pipe(**accepted(self._pipe.__call__, arguments))
         return self._generated(draws, np.asarray(output[0], dtype=np.float32), latents.finite(len(draws)), _flags(output, len(draws)))
+
+    def _condition_arguments(self, draws: Sequence[Draw], conditions: Sequence[Conditions]) -> dict[str, Any]:
+        """Input images as tensors (N, C, H, W) in 0..1, and what goes with them."""
+        found: dict[str, Any] = {}
+        if init := [one.init_HWC for one in conditions if one.init_HWC is not None]:
+            found["image"] = _image_tensor(init)
+        if mask := [one.mask_HW for one in conditions if one.mask_HW is not None]:
+            found["mask_image"] = torch.from_numpy(np.stack(mask)).float()[:, None]
+        if control := [one.control_HWC for one in conditions if one.control_HWC is not None]:
+            found["control_image" if "control_image" in self._takes else "image"] = _image_tensor(control)
+            found["controlnet_conditioning_scale"] = draws[0].control_scale
+        if draws[0].strength is not None:
+            found["strength"] = draws[0].strength
+        return found
 
     def _text_arguments(self, draws: Sequence[Draw]) -> dict[str, Any]:
         """Prompts and guidance, as texts or as embeddings."""
@@ -116,6 +143,29 @@ class DiffusersModel:
         )
 
 
+@contextmanager
+def _no_shared_noise(pipeline_class: str) -> Iterator[None]:
+    """Refuse noise from torch's global generator: it would depend on whatever was drawn before, not on the draw's seed.
+
+    Several pipelines encode a condition with ``latent_dist.sample()`` and no generator (StableDiffusion3ControlNetPipeline
+    among others); such a condition is its distribution's mode here.
+    """
+    sample, before = DiagonalGaussianDistribution.sample, torch.random.get_rng_state()
+
+    def seeded_or_mode(self: DiagonalGaussianDistribution, generator: Any = None) -> torch.Tensor:
+        return self.mode() if generator is None else sample(self, generator)
+
+    DiagonalGaussianDistribution.sample = seeded_or_mode
+    try:
+        yield
+    finally:
+        DiagonalGaussianDistribution.sample = sample
+    if not torch.equal(before, torch.random.get_rng_state()):
+        raise ModelError(
+            f"{pipeline_class} draws noise that no seed of ours decides, so its images could not be made again; use another pipeline"
+        )
+
+
 class _LastLatents:
     """``callback_on_step_end`` that remembers the latents: after a NaN, decoding leaves a black image and no trace."""
 
@@ -133,16 +183,29 @@ class _LastLatents:
         return torch.isfinite(self._latents).flatten(1).all(dim=1).cpu().numpy()
 
 
-def _makes_more_than_an_image(takes: Mapping[str, inspect.Parameter]) -> bool:
-    """Whether a pipeline makes video or sound, or needs other inputs than texts."""
+def _makes_more_than_an_image(takes: Mapping[str, inspect.Parameter], mode: Mode) -> bool:
+    """Whether a pipeline makes video or sound, or needs other inputs than texts and those of the mode."""
     needed = [name for name, one in takes.items() if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
-    return bool(_OTHER_MEDIA & set(takes)) or bool(set(needed) - {"prompt"})
+    return bool(_OTHER_MEDIA & set(takes)) or bool(set(needed) - {"prompt", *(_CONDITIONS if INPUTS[mode] else ())})
+
+
+def _image_tensor(images_HWC: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(images_HWC)).permute(0, 3, 1, 2).float() / 255
 
 
 def _load(card: ModelCard, config: ModelConfig) -> Any:
     kind = getattr(diffusers, card.pipeline_class)
-    extra = {"add_watermarker": False} if "add_watermarker" in inspect.signature(kind.__init__).parameters else {}
+    extra: dict[str, Any] = {"add_watermarker": False} if "add_watermarker" in inspect.signature(kind.__init__).parameters else {}
     try:
+        if card.controlnet:
+            network = getattr(diffusers, CONTROLNETS[card.pipeline_class])
+            extra["controlnet"] = network.from_pretrained(
+                card.controlnet,
+                local_files_only=True,
+                use_safetensors=True,
+                torch_dtype=getattr(torch, config.dtype),
+                variant=config.variant,
+            )
         pipe = kind.from_pretrained(
             card.folder,
             local_files_only=True,

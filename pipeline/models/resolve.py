@@ -3,15 +3,18 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.models import samplers
-from pipeline.models.folder import INDEX, ModelFolder, component_names, inspect_folder, needs_weights
+from pipeline.models.folder import INDEX, ModelFolder, component_names, inspect_folder, needs_weights, weight_files
+from pipeline.models.modes import CONTROLNETS, INPUT_SCALE, pipelines
 from pipeline.weights import PINNED, check_pinned, fingerprint, hub_snapshot, read_json
 from schemas.config import ModelConfig, SamplingConfig
 from schemas.errors import ModelError
+from schemas.modes import STRENGTH, Mode
+from schemas.records import Prompt
 
 DEMO = Path(__file__).parent / "demo" / "weights" / "generator"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -25,6 +28,8 @@ class ModelCard:
     ``name`` is 'demo', the hub id, or the folder's own name. ``revision`` is the hub commit, or a sha256 over
     the files that get loaded. ``width`` and ``height`` are its default size in pixels; sizes are multiples of
     ``size_multiple`` and at most ``max_size``. ``prediction_type`` is epsilon, v_prediction, sample or flow.
+    ``pipeline_class`` is what does the job's ``mode``; ``input_scale`` is how much larger its images are than their init
+    image; ``controlnet`` is the folder of the ControlNet.
     """
 
     name: str
@@ -37,10 +42,13 @@ class ModelCard:
     max_size: int | None
     scheduler: str
     prediction_type: str
+    mode: Mode = "text-to-image"
+    input_scale: int = 1
+    controlnet: str | None = None
 
 
-def resolve_model(config: ModelConfig, *, base_dir: Path) -> ModelCard:
-    """Find a model and check it through.
+def resolve_model(config: ModelConfig, *, base_dir: Path, mode: Mode = "text-to-image") -> ModelCard:
+    """Find a model, check it through, and choose the pipeline for the mode.
 
     ``config.id`` is 'demo', a folder (absolute or relative to ``base_dir``), or a hub id. Raises ModelError.
     """
@@ -53,27 +61,79 @@ def resolve_model(config: ModelConfig, *, base_dir: Path) -> ModelCard:
         if config.id == "demo":
             check_pinned(local, found.files, pins=local.parent / PINNED, where=where)
         name = "demo" if config.id == "demo" else local.resolve().name
-        return _card(found, name=name, revision=fingerprint(local, found.files), folder=local.resolve(), where=where)
-    if not _HUB_ID.fullmatch(config.id):
+        card = _card(found, name=name, revision=fingerprint(local, found.files), folder=local.resolve(), where=where)
+    elif _HUB_ID.fullmatch(config.id):
+        folder = _from_hub(config, where)
+        found = inspect_folder(folder, variant=config.variant, where=where)
+        card = _card(found, name=config.id, revision=folder.name, folder=folder, where=where)
+    else:
         raise ModelError(
             f"{where}: there is no such folder (looked for {local}); give 'demo', a diffusers folder, or a hub id such as org/name"
         )
-    folder = _from_hub(config, where)
-    found = inspect_folder(folder, variant=config.variant, where=where)
-    return _card(found, name=config.id, revision=folder.name, folder=folder, where=where)
+    return _with_controlnet(_for_mode(card, mode), config, base_dir=base_dir)
 
 
-def check_sampling(card: ModelCard, sampling: SamplingConfig) -> None:
-    """Raise ModelError for a size or a sampler that the model cannot do. Loads nothing."""
+def _for_mode(card: ModelCard, mode: Mode) -> ModelCard:
+    """The card with the pipeline that does the mode."""
+    found = pipelines(card.pipeline_class)
+    if mode not in found:
+        raise ModelError(f"sampling.mode: {card.name} ({card.pipeline_class}) cannot do {mode}; it can do: {', '.join(found)}")
+    scale = INPUT_SCALE.get(found[mode], 1)
+    # the U-Net of an upscaler halves its latents, which are as large as the init image, three times
+    multiple = math.lcm(card.size_multiple, 8 * scale) if scale > 1 else card.size_multiple
+    return replace(card, pipeline_class=found[mode], mode=mode, input_scale=scale, size_multiple=multiple)
+
+
+def _with_controlnet(card: ModelCard, config: ModelConfig, *, base_dir: Path) -> ModelCard:
+    """The card with its ControlNet, whose files become part of the revision."""
+    if config.controlnet is None:
+        return card
+    where, folder = f"model.controlnet {config.controlnet}", base_dir / Path(config.controlnet).expanduser()
+    if not folder.is_dir():
+        if not _HUB_ID.fullmatch(config.controlnet):
+            raise ModelError(
+                f"{where}: there is no such folder (looked for {folder}); give a ControlNet's folder or a hub id such as org/name"
+            )
+        allow = ("config.json", "diffusion_pytorch_model*.safetensors*")
+        folder = hub_snapshot(config.controlnet, revision=None, allow=allow, where=where)
+    wanted, found = CONTROLNETS[card.pipeline_class], read_json(folder / "config.json", where=where).get("_class_name")
+    if found != wanted:
+        raise ModelError(f"{where}: is a {found}, and {card.name} takes a {wanted}; give a ControlNet that was trained for this model")
+    files = ["config.json", *weight_files(folder, variant=config.variant, where=where)]
+    return replace(card, controlnet=str(folder), revision=f"{card.revision}+{fingerprint(folder, files)}")
+
+
+def image_size(card: ModelCard, sampling: SamplingConfig, prompt: Prompt) -> tuple[int, int]:
+    """(width, height) in pixels of a prompt's images. An upscaler's follow from the init image unless they are given."""
+    settings = sampling.model_copy(update=dict(prompt.sampling))
+    width, height = card.width, card.height
+    init = prompt.images.get("init")
+    if card.input_scale > 1 and init is not None:
+        sides = (init.width * card.input_scale, init.height * card.input_scale)
+        width, height = (max(side // card.size_multiple, 1) * card.size_multiple for side in sides)
+    return settings.width or width, settings.height or height
+
+
+def check_sampling(card: ModelCard, sampling: SamplingConfig, where: str = "") -> None:
+    """Raise ModelError for a size or a sampler that the model cannot do, starting with ``where``. Loads nothing."""
     for side, value in (("width", sampling.width or card.width), ("height", sampling.height or card.height)):
         if value % card.size_multiple:
             low = max(value // card.size_multiple, 1) * card.size_multiple
             raise ModelError(
-                f"sampling.{side}: {card.name} makes multiples of {card.size_multiple} pixels, not {value};"
+                f"{where}sampling.{side}: {card.name} makes multiples of {card.size_multiple} pixels, not {value};"
                 f" use {low} or {low + card.size_multiple}"
             )
         if card.max_size and value > card.max_size:
-            raise ModelError(f"sampling.{side}: {card.name} makes at most {card.max_size} pixels, not {value}; use {card.max_size} or less")
+            raise ModelError(
+                f"{where}sampling.{side}: {card.name} makes at most {card.max_size} pixels, not {value}; use {card.max_size} or less"
+            )
+        margins = sampling.margins
+        added = 0 if margins is None else margins.left + margins.right if side == "width" else margins.top + margins.bottom
+        if added >= value:
+            raise ModelError(f"{where}sampling.margins: {added} pixels leave nothing of a {side} of {value}; make them smaller")
+    strength = sampling.strength or STRENGTH.get(sampling.mode, 1.0)
+    if int(sampling.steps * strength) < 1:
+        raise ModelError(f"{where}sampling.strength: {strength:g} of {sampling.steps} steps is not one step; raise one of them")
     _check_sampler(card, sampling.scheduler)
 
 

@@ -81,7 +81,10 @@ def test_appended_prompts_give_the_plan_of_a_fresh_start(tmp_path: Path) -> None
             lambda rows: [*rows[:4], Prompt(id="000004", text="other"), *rows[5:], *prompts(3)],
             r"prompt 4 \(from 0\) was 000004 'picture 4'",
         ),
-        (lambda rows: [Prompt(id=p.id, text=p.text, negative="x") for p in rows], "the negative prompts have changed"),
+        (
+            lambda rows: [Prompt(id=p.id, text=p.text, negative="x") for p in rows],
+            "the negative prompts or the settings of single prompts have changed",
+        ),
     ],
 )
 def test_changed_prompts_are_refused_and_nothing_is_written(tmp_path: Path, change, expected: str) -> None:

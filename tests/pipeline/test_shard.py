@@ -147,10 +147,10 @@ def test_shards_of_one_worker_take_turns_on_the_device(tmp_path: Path) -> None:
     busy = threading.Lock()
 
     class OneAtATime(FakeModel):
-        def generate(self, draws):
+        def generate(self, draws, conditions=()):
             assert busy.acquire(blocking=False)
             try:
-                return super().generate(draws)
+                return super().generate(draws, conditions)
             finally:
                 busy.release()
 

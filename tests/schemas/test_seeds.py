@@ -35,4 +35,4 @@ def test_what_decides_the_image_decides_the_id_and_nothing_else_does() -> None:
 
 SEEDS = [456769971, 3111205732, 1470674197]
 LARGE = 1833068731
-SAMPLE_ID = "782dd54cb73f13aa7925"
+SAMPLE_ID = "6169a5af0afae9ce00a6"

@@ -212,4 +212,4 @@ def test_loading_and_drawing_say_nothing(model_folder: Callable[[str], Path], ca
 )
 def test_what_makes_video_or_sound_or_needs_more_than_text_is_no_text_to_image_model(pipeline: str, fits: bool) -> None:
     takes = {name: one for name, one in inspect.signature(getattr(tiny.diffusers, pipeline).__call__).parameters.items() if name != "self"}
-    assert _makes_more_than_an_image(takes) is not fits
+    assert _makes_more_than_an_image(takes, "text-to-image") is not fits

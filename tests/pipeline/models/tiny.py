@@ -155,20 +155,20 @@ def sd3(folder: Path) -> Path:
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=16,
         patch_size=1,
-        in_channels=4,
-        num_layers=1,
+        in_channels=16,
+        num_layers=2,
         attention_head_dim=8,
         num_attention_heads=4,
         caption_projection_dim=32,
         joint_attention_dim=32,
         pooled_projection_dim=64,
-        out_channels=4,
+        out_channels=16,
         pos_embed_max_size=32,
     )
     pipe = diffusers.StableDiffusion3Pipeline(
         transformer=transformer.eval(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae=vae(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
+        vae=vae(channels=16, shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=clip_text(projection=True),
         tokenizer=tokenizer,
         text_encoder_2=clip_text(projection=True, hidden_act="gelu"),
@@ -210,4 +210,94 @@ def flux(folder: Path, *, guidance_embeds: bool = False) -> Path:
     return folder
 
 
+def upscaler(folder: Path) -> Path:
+    """Stable Diffusion's x4 upscaler: the U-Net sees the noisy low-resolution image beside the latents, and how noisy it is."""
+    torch.manual_seed(0)
+    pipe = diffusers.StableDiffusionUpscalePipeline(
+        vae=vae(
+            block_out_channels=[32, 32, 32],
+            down_block_types=["DownEncoderBlock2D"] * 3,
+            up_block_types=["UpDecoderBlock2D"] * 3,
+            scaling_factor=0.08333,
+        ),
+        text_encoder=clip_text(),
+        tokenizer=clip_tokenizer(folder / "tokenizer"),
+        unet=unet(in_channels=7, num_class_embeds=1000, sample_size=8),
+        low_res_scheduler=diffusers.DDPMScheduler(),
+        scheduler=scheduler("v_prediction"),
+        max_noise_level=350,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def inpainter(folder: Path) -> Path:
+    """Stable Diffusion's own inpainting model: mask and masked latents are channels of the U-Net's input."""
+    torch.manual_seed(0)
+    pipe = diffusers.StableDiffusionInpaintPipeline(
+        vae=vae(),
+        text_encoder=clip_text(),
+        tokenizer=clip_tokenizer(folder / "tokenizer"),
+        unet=unet(in_channels=9),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def controlnet(folder: Path, family: str) -> Path:
+    """A ControlNet for the tiny model of a family, with random weights where a new one has zeros."""
+    torch.manual_seed(1)
+    network = _CONTROLNETS[family](folder.parent)
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    network.save_pretrained(folder)
+    return folder
+
+
+def _unet_controlnet(folder: Path, family: str) -> Any:
+    core = diffusers.UNet2DConditionModel.from_pretrained(BUILDERS[family](folder / f"base-{family}"), subfolder="unet")
+    return diffusers.ControlNetModel.from_unet(core, conditioning_embedding_out_channels=(16, 32))
+
+
+def _sd3_controlnet(folder: Path) -> Any:
+    return diffusers.SD3ControlNetModel(
+        sample_size=16,
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=32,
+        pooled_projection_dim=64,
+        out_channels=16,
+        pos_embed_max_size=32,
+    )
+
+
+def _flux_controlnet(folder: Path) -> Any:
+    return diffusers.FluxControlNetModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=[4, 4, 8],
+    )
+
+
+_CONTROLNETS: dict[str, Callable[[Path], Any]] = {
+    "sd": lambda folder: _unet_controlnet(folder, "sd"),
+    "sdxl": lambda folder: _unet_controlnet(folder, "sdxl"),
+    "sd3": _sd3_controlnet,
+    "flux": _flux_controlnet,
+}
 BUILDERS: dict[str, Callable[[Path], Path]] = {"sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux}

@@ -1,0 +1,71 @@
+"""Which pipeline of diffusers does which mode with the parts of one model folder. Data; imports nothing heavy."""
+
+from collections.abc import Mapping
+
+from schemas.modes import MODES, Mode
+
+_FAMILIES: tuple[Mapping[Mode, str], ...] = (
+    {
+        "text-to-image": "StableDiffusionPipeline",
+        "image-to-image": "StableDiffusionImg2ImgPipeline",
+        "inpainting": "StableDiffusionInpaintPipeline",
+        "control": "StableDiffusionControlNetPipeline",
+    },
+    {
+        "text-to-image": "StableDiffusionXLPipeline",
+        "image-to-image": "StableDiffusionXLImg2ImgPipeline",
+        "inpainting": "StableDiffusionXLInpaintPipeline",
+        "control": "StableDiffusionXLControlNetPipeline",
+    },
+    {
+        "text-to-image": "StableDiffusion3Pipeline",
+        "image-to-image": "StableDiffusion3Img2ImgPipeline",
+        "inpainting": "StableDiffusion3InpaintPipeline",
+        "control": "StableDiffusion3ControlNetPipeline",
+    },
+    {
+        "text-to-image": "FluxPipeline",
+        "image-to-image": "FluxImg2ImgPipeline",
+        "inpainting": "FluxInpaintPipeline",
+        "control": "FluxControlNetPipeline",
+    },
+    {
+        "text-to-image": "QwenImagePipeline",
+        "image-to-image": "QwenImageImg2ImgPipeline",
+        "inpainting": "QwenImageInpaintPipeline",
+        "control": "QwenImageControlNetPipeline",
+    },
+    {
+        "text-to-image": "ZImagePipeline",
+        "image-to-image": "ZImageImg2ImgPipeline",
+        "inpainting": "ZImageInpaintPipeline",
+    },
+    {"text-to-image": "LatentConsistencyModelPipeline", "image-to-image": "LatentConsistencyModelImg2ImgPipeline"},
+    {"super-resolution": "StableDiffusionUpscalePipeline"},
+)
+INPUT_SCALE = {"StableDiffusionUpscalePipeline": 4}
+"""How much larger than the init image the pipeline's images are."""
+
+CONTROLNETS = {
+    "StableDiffusionControlNetPipeline": "ControlNetModel",
+    "StableDiffusionXLControlNetPipeline": "ControlNetModel",
+    "StableDiffusion3ControlNetPipeline": "SD3ControlNetModel",
+    "FluxControlNetPipeline": "FluxControlNetModel",
+    "QwenImageControlNetPipeline": "QwenImageControlNetModel",
+}
+"""Class of the ControlNet that each pipeline takes."""
+
+
+def pipelines(pipeline_class: str) -> dict[Mode, str]:
+    """The pipeline for each mode that a folder of this class can be loaded for.
+
+    A text-to-image folder serves all modes of its family; a folder made for one mode (a U-Net with mask channels, an
+    upscaler) serves only that one. Inpainting serves outpainting too. Classes that are not listed make images from text.
+    """
+    family = next((family for family in _FAMILIES if pipeline_class in family.values()), {"text-to-image": pipeline_class})
+    found = dict(family)
+    if family.get("text-to-image") != pipeline_class:
+        found = {mode: name for mode, name in family.items() if name == pipeline_class}
+    if "inpainting" in found:
+        found["outpainting"] = found["inpainting"]
+    return {mode: found[mode] for mode in MODES if mode in found}

@@ -1,0 +1,26 @@
+"""Modes: what conditions an image besides its text, and which columns of a prompt source bring it."""
+
+from typing import Literal, get_args
+
+Mode = Literal["text-to-image", "image-to-image", "inpainting", "outpainting", "control", "super-resolution"]
+Role = Literal["init", "mask", "control"]
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+ROLES: tuple[Role, ...] = get_args(Role)
+
+INPUTS: dict[Mode, tuple[Role, ...]] = {
+    "text-to-image": (),
+    "image-to-image": ("init",),
+    "inpainting": ("init", "mask"),
+    "outpainting": ("init",),
+    "control": ("control",),
+    "super-resolution": ("init",),
+}
+
+STRENGTH: dict[Mode, float] = {"image-to-image": 0.6, "inpainting": 1.0, "outpainting": 1.0}
+"""Default share of the noise schedule that is run over the init image; modes that are not here take no strength."""
+
+
+def column(role: Role) -> str:
+    """Column of a prompt source that holds the image of this role."""
+    return f"{role}_image"
