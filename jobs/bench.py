@@ -15,6 +15,7 @@ from jobs import run as run_verb
 from jobs.prepare import Prepared
 from pipeline.scorers import load_scorer
 from schemas.config import PromptsConfig
+from schemas.errors import ModelError
 from schemas.records import Draw
 
 
@@ -58,6 +59,10 @@ def bench(prepared: Prepared, *, draws: int, rounds: int, on_message: Callable[[
     """
     from pipeline.models.bare import BareLoop
 
+    if prepared.config.model.endpoint:
+        raise ModelError(
+            f"model {prepared.config.model.id}: is an endpoint, which no loop on this machine compares with; bench another model"
+        )
     batch_size = prepared.config.sampling.batch_size
     wanted = max(batch_size, draws // batch_size * batch_size)
     prepared, sample = _smaller(prepared, wanted)

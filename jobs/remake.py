@@ -18,6 +18,8 @@ def remaker(run_dir: RunDir, *, model_loader: str = "pipeline.models:load_model"
     Raises ModelError if the model's files are no longer those that the run was made with.
     """
     config, base_dir = run_dir.job.config, Path(run_dir.job.base_dir)
+    if config.model.endpoint:
+        raise ModelError(f"model {config.model.id}: images of an endpoint cannot be made again; verify without --regenerate")
     model = resolve_model(config.model, base_dir=base_dir, mode=config.sampling.mode)
     recorded = run_dir.job.model["revision"]
     if model.revision != recorded:

@@ -163,12 +163,18 @@ def _execute(
         tally.sampled = draws
         on_tally(tally)
 
-    control = Control(config=config.executor, cpu_threads=config.model.cpu_threads, on_event=on_event, on_sampled=on_sampled)
+    executor = config.executor
+    if config.model.endpoint and executor.gpus_per_actor is None:
+        executor = executor.model_copy(update={"gpus_per_actor": 0.0})
+    control = Control(config=executor, cpu_threads=config.model.cpu_threads, on_event=on_event, on_sampled=on_sampled)
     with _interruptible(control, on_message):
         for result in _executor(config.executor.kind)(order, todo, control):
             if not result.drained:
                 tally.add(result)
-                run_dir.log("shard_done", shard_id=result.shard_id, worker=result.worker, draws=result.draws, failed=result.failed)
+                used = {"usage": result.usage} if result.usage else {}
+                run_dir.log("shard_done", shard_id=result.shard_id, worker=result.worker, draws=result.draws, failed=result.failed, **used)
+            elif result.usage:
+                run_dir.log("shard_aside", shard_id=result.shard_id, worker=result.worker, usage=result.usage)
             on_tally(tally)
     return control.stop.is_set()
 

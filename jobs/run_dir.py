@@ -38,6 +38,7 @@ class JobRecord:
         config = self.config.model_dump(mode="json")
         config["prompts"] = {"draws_per_prompt": self.config.prompts.draws_per_prompt}
         config["model"] |= {"id": self.model["name"], "revision": self.model["revision"]}
+        config["model"].pop("endpoint")  # what of it changes pixels is in the revision
         config["scorers"] = {name: card["version"] for name, card in self.scorers.items()}
         config["output"].pop("dir")
         config.pop("executor")
@@ -110,7 +111,7 @@ class RunDir:
         """The commit marker in a file, None if it is not one."""
         try:
             raw = json.loads(self.store.get(name))
-            marker = Marker(**{field.name: raw[field.name] for field in fields(Marker)})
+            marker = Marker(**{field.name: raw[field.name] for field in fields(Marker) if field.name in raw})
         except (ValueError, KeyError, TypeError, FileNotFoundError):
             return None
         return marker if layout.shard_of(name) == marker.shard_id else None

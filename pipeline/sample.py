@@ -87,14 +87,16 @@ def _generate(model: ImageModel, draws: Sequence[Draw], batch_size: int, get_inp
 
 def _sampled(draw: Draw, generated: Generated, index: int, batch_size: int, attempts: int) -> Sampled:
     finite = bool(generated.finite[index])
+    not_finite = None if finite else "not_finite: latents or pixels held NaN or infinity; try dtype float32, or another guidance or sampler"
+    error = generated.errors.get(index, not_finite)
     return Sampled(
         draw=draw,
-        image_HWC=generated.images_NHWC[index] if finite else None,
+        image_HWC=generated.images_NHWC[index] if error is None else None,
         prompt_tokens=generated.prompt_tokens[index],
         prompt_truncated=generated.prompt_truncated[index],
         safety_flagged=generated.safety_flagged[index],
         batch_shape=_batch_shape(draw, batch_size),
-        error=None if finite else "not_finite: latents or pixels held NaN or infinity; try dtype float32, or another guidance or sampler",
+        error=error,
         attempts=attempts,
     )
 

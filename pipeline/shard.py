@@ -8,7 +8,7 @@ another thread of the worker has begun.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pipeline import plan
 from pipeline.encode import encode
 from pipeline.filter import judge
-from pipeline.models.base import ImageModel
+from pipeline.models.base import ImageModel, Metered
 from pipeline.sample import Sampled, sample_batch, score_batch
 from pipeline.scorers.base import Scorer
 from pipeline.store import Store
@@ -67,8 +67,8 @@ def run_shard(shard: Shard, stages: Stages, *, stop: Callable[[], bool], keep_fa
     outcomes, drained = _make(shard, digest, stages, stop, clock)
     if drained:
         save_partial(stages.store, shard.shard_id, outcomes, digest)
-        return ShardResult(shard_id=shard.shard_id, worker=stages.worker, seconds=clock.seconds, drained=True)
-    if not keep_failures and all(outcome.image is None for outcome in outcomes):
+        return ShardResult(shard_id=shard.shard_id, worker=stages.worker, seconds=clock.seconds, usage=clock.usage, drained=True)
+    if not keep_failures and _looks_broken(outcomes):
         raise ShardError(f"shard {shard.shard_id}: all {len(outcomes)} draws failed, the first with {outcomes[0].error}")
     with clock("judge"):
         verdicts = judge(outcomes, stages.config.filter, scorers=[s.name for s in stages.scorers], rankable=_rankable(stages.config))
@@ -82,6 +82,7 @@ def run_shard(shard: Shard, stages: Stages, *, stop: Callable[[], bool], keep_fa
             image_format=stages.config.output.image_format,
             draws_sha256=digest,
             seconds=clock.seconds,
+            usage=clock.usage,
             worker=stages.worker,
         )
     log.info("shard %05d: %d accepted, %d rejected, %d failed", shard.shard_id, result.accepted, result.rejected, result.failed)
@@ -127,6 +128,7 @@ def _sample_and_score(batch: Sequence[Draw], stages: Stages, clock: "_Clock") ->
     batch_size = stages.config.sampling.batch_size
     with clock("sample"):
         sampled = sample_batch(stages.model, batch, batch_size, stages.get_input)
+        clock.use(stages.model.take_usage() if isinstance(stages.model, Metered) else {})
     with clock("score"):
         score_batch(stages.scorers, sampled, batch_size)
     return sampled
@@ -160,17 +162,26 @@ def _outcome(one: Sampled, output: OutputConfig) -> Outcome:
     )
 
 
+def _looks_broken(outcomes: Sequence[Outcome]) -> bool:
+    """Whether every draw failed, and none because a server would not draw it: that is an answer, not a breakdown."""
+    return all(outcome.image is None and not (outcome.error or "").startswith("refused:") for outcome in outcomes)
+
+
 def _rankable(config: JobConfig) -> bool:
     """Whether every prompt lies whole in one shard."""
     return config.prompts.draws_per_prompt <= config.output.shard_size
 
 
 class _Clock:
-    """Seconds per stage of one shard. Encoding adds up from threads, so it can exceed the wall clock."""
+    """Seconds per stage of one shard, and what its model used. Encoding adds up from threads, so it can exceed the wall clock."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.usage: dict[str, float] = {}
         self._lock = threading.Lock()
+
+    def use(self, usage: Mapping[str, float]) -> None:
+        self.usage = {name: self.usage.get(name, 0) + usage.get(name, 0) for name in self.usage | dict(usage)}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:

@@ -53,6 +53,7 @@ def commit_shard(
     draws_sha256: str,
     seconds: Mapping[str, float],
     worker: str,
+    usage: Mapping[str, float] | None = None,
 ) -> ShardResult:
     """Publish a shard. ``versions`` holds the identity of each scorer by name. Idempotent."""
     images = images_bytes(outcomes, image_format)
@@ -73,11 +74,12 @@ def commit_shard(
         draws_sha256=draws_sha256,
         seconds={stage: round(value, 4) for stage, value in seconds.items()},
         worker=worker,
+        usage={name: round(value, 6) for name, value in (usage or {}).items()},
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     store.put(layout.done_file(shard.shard_id), json.dumps(asdict(marker), indent=1).encode())
     store.delete(layout.partial_file(shard.shard_id))
-    shared = ("shard_id", "accepted", "rejected", "failed", "num_bytes", "worker", "seconds")
+    shared = ("shard_id", "accepted", "rejected", "failed", "num_bytes", "worker", "seconds", "usage")
     return ShardResult(**{name: getattr(marker, name) for name in shared})
 
 

@@ -3,9 +3,10 @@
 Input paths are relative to the configuration file; ``output.dir`` is relative to the current folder.
 """
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from schemas.modes import STRENGTH, Mode
 
@@ -41,10 +42,61 @@ class PromptsConfig(Section):
         return self
 
 
+class EndpointConfig(Section):
+    """A server that speaks OpenAI's images API; ``model.id`` is then the model's name there.
+
+    Only ``url``, ``dialect``, ``response_format`` and ``request`` are part of the job's identity. Limits hold for each worker.
+    """
+
+    url: str = Field(description="base of the API, such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1")
+    dialect: Literal["openai", "diffusion"] = Field(
+        default="openai",
+        description="'openai' sends prompt and size; 'diffusion' also seed, negative_prompt, num_inference_steps and guidance_scale"
+        " (vLLM-Omni, SGLang)",
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(
+        default="b64_json", description="how images come back; null leaves the field out, as gpt-image models want"
+    )
+    request: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="further fields of each request, such as {quality: high, style: natural}"
+    )
+    api_key_variable: str | None = Field(
+        default=None, description="name of the environment variable that holds the key, such as OPENAI_API_KEY; each worker reads it"
+    )
+    concurrency: int = Field(default=4, ge=1, le=256, description="requests at once; no more than sampling.batch_size can be used")
+    requests_per_minute: float | None = Field(default=None, gt=0, description="requests are spaced out to keep below it")
+    timeout_seconds: float = Field(default=180.0, gt=0, description="for one request, from sending it to the last byte of its answer")
+    max_tries: int = Field(default=6, ge=1, description="tries at one image where the server is busy, broken or silent")
+    price_per_image: float = Field(default=0.0, ge=0, description="of one answered request, in any currency; adds up in the commit markers")
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, url: str) -> str:
+        if not re.fullmatch(r"https?://[^\s/?#@]+[^\s?#@]*", url):
+            raise ValueError("must be a URL such as https://api.openai.com/v1, without a user, a password, '?' or '#'")
+        return url.rstrip("/")
+
+    @field_validator("api_key_variable")
+    @classmethod
+    def _name_of_a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise ValueError("must be the name of an environment variable, such as OPENAI_API_KEY; never the key itself")
+        return name
+
+    @field_validator("request")
+    @classmethod
+    def _own_fields(cls, request: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
+        taken = sorted(set(request) & {"model", "prompt", "n", "size", "response_format", "stream"})
+        if taken:
+            raise ValueError(f"{taken[0]!r} is set by promptmill; take it out")
+        return request
+
+
 class ModelConfig(Section):
     """The generator."""
 
     id: str = Field(description="'demo' (bundled), a local diffusers folder, or a hub name such as stabilityai/sdxl-turbo")
+    endpoint: EndpointConfig | None = Field(default=None, description="a server that draws instead of this machine: see below")
     revision: str | None = Field(default=None, description="commit of a hub model; without it the newest is looked up once and recorded")
     variant: str | None = Field(default=None, description="weight files with this infix, for example fp16")
     controlnet: str | None = Field(

@@ -150,7 +150,7 @@ class ShardResult:
     """All that comes back from a worker: counts and seconds, never images.
 
     ``drained`` tells that the worker was asked to stop and left the shard part done, to be resumed.
-    ``seconds`` are wall-clock seconds per stage.
+    ``seconds`` are wall-clock seconds per stage, ``usage`` what an endpoint counted.
     """
 
     shard_id: int
@@ -161,6 +161,7 @@ class ShardResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
     worker: str = ""
     drained: bool = False
+    usage: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def draws(self) -> int:
@@ -187,7 +188,8 @@ class PlanIndex:
 class Marker:
     """``done/00017.json``: the commit marker of a shard, and the only place for what varies between runs.
 
-    ``draws_sha256`` ties it to the plan; ``finished_at`` is UTC, ISO 8601.
+    ``draws_sha256`` ties it to the plan; ``finished_at`` is UTC, ISO 8601. ``usage`` is what an endpoint counted
+    (requests, images, cost); it covers all that this worker did for the shard, not what an earlier one did.
     """
 
     shard_id: int
@@ -202,3 +204,4 @@ class Marker:
     seconds: Mapping[str, float]
     worker: str
     finished_at: str
+    usage: Mapping[str, float] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from pipeline.models.samplers import samplers_page
 from schemas import tables
-from schemas.config import JobConfig, Section
+from schemas.config import EndpointConfig, JobConfig, Section
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -43,6 +43,7 @@ def config_page() -> str:
             parts += [f"## `{name}`", f"{field.description} (default `{field.default}`)"]
             continue
         parts += [f"## `{name}`", (section.__doc__ or "").strip(), _fields_table(section)]
+    parts += ["### `model.endpoint`", (EndpointConfig.__doc__ or "").strip(), _fields_table(EndpointConfig)]
     rule = JobConfig.model_fields["filter"].annotation.model_fields["rules"].annotation.__args__[0]  # type: ignore[union-attr]
     parts += ["### An entry of `filter.rules`", (rule.__doc__ or "").strip(), _fields_table(rule)]
     return "\n\n".join(parts) + "\n"

@@ -9,6 +9,10 @@ from schemas.config import ModelConfig
 
 def load_model(card: ModelCard, config: ModelConfig) -> ImageModel:
     """The model of a card, ready to draw. Raises ModelError if its parts do not make a text-to-image model."""
+    if config.endpoint:
+        from pipeline.models.endpoint import EndpointModel
+
+        return EndpointModel(card, config)
     os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"  # read when diffusers is first imported
     from pipeline.models.diffusers_model import DiffusersModel
 

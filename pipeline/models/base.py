@@ -1,8 +1,8 @@
 """The seam between the pipeline and whatever makes images."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,7 +15,8 @@ class Generated:
     """A batch of images and what is known of each.
 
     ``images_NHWC``: uint8 (N, H, W, 3). ``finite``: bool (N,), False where latents or pixels held NaN or inf
-    (such an image is a failure, whatever it looks like). ``prompt_tokens``: tokens of each prompt before
+    (such an image is a failure, whatever it looks like). ``errors``: why a draw has no image (``code: what happened``),
+    by its number in the call. ``prompt_tokens``: tokens of each prompt before
     truncation, None if the model cannot tell. ``safety_flagged``: None without a safety checker.
     """
 
@@ -24,6 +25,7 @@ class Generated:
     prompt_tokens: Sequence[int | None]
     prompt_truncated: Sequence[bool | None]
     safety_flagged: Sequence[bool | None]
+    errors: Mapping[int, str] = field(default_factory=dict)
 
 
 class ImageModel(Protocol):
@@ -41,4 +43,13 @@ class ImageModel(Protocol):
 
         Raises anything; the caller isolates the draw that is to blame.
         """
+        ...
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """An ImageModel that counts what it uses, such as requests and cost."""
+
+    def take_usage(self) -> Mapping[str, float]:
+        """What was used since the last call, by name; sums over calls."""
         ...

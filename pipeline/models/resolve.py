@@ -1,5 +1,7 @@
 """From a model's name to a checked folder and the facts that a plan needs. No torch, no diffusers."""
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from schemas.modes import STRENGTH, Mode
 from schemas.records import Prompt
 
 DEMO = Path(__file__).parent / "demo" / "weights" / "generator"
+ENDPOINT = "endpoint"  # in the place of a pipeline class
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _CONFIG_PATTERNS = (INDEX, "*/*.json", "*/*.txt", "*/*.model")
 
@@ -50,9 +53,12 @@ class ModelCard:
 def resolve_model(config: ModelConfig, *, base_dir: Path, mode: Mode = "text-to-image") -> ModelCard:
     """Find a model, check it through, and choose the pipeline for the mode.
 
-    ``config.id`` is 'demo', a folder (absolute or relative to ``base_dir``), or a hub id. Raises ModelError.
+    With ``config.endpoint`` nothing is looked up. Else ``config.id`` is 'demo', a folder (absolute or relative to
+    ``base_dir``), or a hub id. Raises ModelError.
     """
     where = f"model {config.id}"
+    if config.endpoint:
+        return _endpoint_card(config)
     local = DEMO if config.id == "demo" else (base_dir / Path(config.id).expanduser())
     if config.id == "demo" or local.is_dir():
         if config.id == "demo" and not local.is_dir():
@@ -139,6 +145,8 @@ def check_sampling(card: ModelCard, sampling: SamplingConfig, where: str = "") -
 
 def _check_sampler(card: ModelCard, name: str) -> None:
     prediction = "edm" if card.scheduler.startswith("EDM") else card.prediction_type
+    if card.pipeline_class == ENDPOINT and name != "default":
+        raise ModelError(f"sampling.scheduler: the endpoint of {card.name} chooses its own sampler; use default")
     fitting = ", ".join(samplers.fitting(prediction))
     if name == "default":
         if card.scheduler in samplers.SEED_IGNORED:
@@ -152,6 +160,25 @@ def _check_sampler(card: ModelCard, name: str) -> None:
         raise ModelError(
             f"sampling.scheduler: {name} cannot step with the {prediction} prediction of {card.name}; use one of: default, {fitting}"
         )
+
+
+def _endpoint_card(config: ModelConfig) -> ModelCard:
+    """An endpoint tells no version of its model: the revision is a digest of what it is asked, and images cannot be made again."""
+    assert config.endpoint is not None
+    asked = {name: getattr(config.endpoint, name) for name in ("url", "dialect", "request")} | {"revision": config.revision}
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    return ModelCard(
+        name=config.id,
+        revision=f"endpoint:{digest}",
+        folder=config.endpoint.url,
+        pipeline_class=ENDPOINT,
+        width=1024,
+        height=1024,
+        size_multiple=1,
+        max_size=None,
+        scheduler=ENDPOINT,
+        prediction_type=ENDPOINT,
+    )
 
 
 def _from_hub(config: ModelConfig, where: str) -> Path:

@@ -1,0 +1,120 @@
+"""A server that speaks OpenAI's images API as an ``ImageModel``: it draws, this machine only asks, scores and writes.
+
+Each draw is a request of its own. What a server sends is not reproducible, so such images cannot be made again;
+everything else holds: one row per draw, whatever happens to the server or to the run.
+"""
+
+import io
+import os
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.models.base import Generated
+from pipeline.models.endpoint_client import DrawError, EndpointClient
+from pipeline.models.resolve import ModelCard
+from schemas.config import EndpointConfig, ModelConfig
+from schemas.errors import ModelError
+from schemas.records import Draw
+
+PATHS = {"text-to-image": "images/generations"}  # mode -> path below the URL
+
+
+class EndpointModel:
+    """Asks for images, ``concurrency`` at a time. ``generate`` may cost money."""
+
+    def __init__(self, card: ModelCard, config: ModelConfig) -> None:
+        """Raises ModelError if the key's variable is not set here. Sends nothing."""
+        assert config.endpoint is not None
+        self.name, self.revision = card.name, card.revision
+        self._config = config.endpoint
+        self._client = EndpointClient(card.name, config.endpoint, _key(card.name, config.endpoint))
+        self._pool = ThreadPoolExecutor(config.endpoint.concurrency, thread_name_prefix="endpoint")
+        self._usage: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def generate(self, draws: Sequence[Draw]) -> Generated:
+        """Images of the draws, in order; a draw that fills up the batch is not asked for twice.
+
+        Raises ModelError where no draw can succeed: a wrong key, an unknown model, no money, no answer.
+        """
+        futures = {name: self._pool.submit(self._one, draw) for name, draw in {draw.sample_id: draw for draw in draws}.items()}
+        try:
+            made = {name: future.result() for name, future in futures.items()}
+        finally:
+            for future in futures.values():
+                future.cancel()
+        found = [made[draw.sample_id] for draw in draws]
+        blank = np.zeros((draws[0].height, draws[0].width, 3), np.uint8)
+        return Generated(
+            images_NHWC=np.stack([blank if isinstance(one, str) else one for one in found]),
+            finite=np.ones(len(draws), dtype=bool),
+            prompt_tokens=[None] * len(draws),
+            prompt_truncated=[None] * len(draws),
+            safety_flagged=[None] * len(draws),
+            errors={index: one for index, one in enumerate(found) if isinstance(one, str)},
+        )
+
+    def take_usage(self) -> Mapping[str, float]:
+        """Requests sent, images received and their cost since the last call."""
+        with self._lock:
+            usage, self._usage = self._usage, Counter()
+        usage["requests"] += self._client.take_requests()
+        return {"requests": usage["requests"], "images": usage["images"], "cost": usage["images"] * self._config.price_per_image}
+
+    def _one(self, draw: Draw) -> np.ndarray | str:
+        """uint8 (H, W, 3), or why there is none."""
+        try:
+            data = self._client.image(*self._request(draw))
+            with self._lock:
+                self._usage["images"] += 1
+            return _pixels(data, draw.width, draw.height)
+        except DrawError as error:
+            return str(error)
+
+    def _request(self, draw: Draw) -> tuple[str, dict[str, Any]]:
+        """Path and body. Raises DrawError for what the server has no field for."""
+        if draw.mode not in PATHS:
+            raise DrawError("bad_request", f"an endpoint does not do {draw.mode}")
+        body: dict[str, Any] = {"model": self.name, "prompt": draw.prompt, "n": 1, "size": f"{draw.width}x{draw.height}"}
+        if self._config.response_format:
+            body["response_format"] = self._config.response_format
+        if self._config.dialect == "diffusion":
+            body |= {"seed": draw.seed, "num_inference_steps": draw.steps, "guidance_scale": draw.guidance_scale}
+            body |= {"negative_prompt": draw.negative_prompt} if draw.negative_prompt else {}
+        elif draw.negative_prompt:
+            raise DrawError("bad_request", "the openai dialect takes no negative prompt; leave it empty, or set model.endpoint.dialect")
+        return PATHS[draw.mode], body | dict(self._config.request)
+
+
+def _key(name: str, config: EndpointConfig) -> str | None:
+    variable = config.api_key_variable
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ModelError(f"model {name}: the environment variable {variable} holds no key here; set it where the workers start")
+    return key
+
+
+def _pixels(data: bytes, width: int, height: int) -> np.ndarray:
+    """The picture, transparent parts on white. Its size is compared before pixels are decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
+                if picture.size != (width, height):
+                    found = f"{picture.width} x {picture.height}"
+                    raise DrawError(
+                        "wrong_size", f"asked for {width} x {height} px, got {found}; set sampling.width and height to what it makes"
+                    )
+                rgba = picture.convert("RGBA")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DrawError("bad_image", f"the server sent no PNG, JPEG or WebP that can be read ({type(error).__name__})") from None
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
