@@ -154,6 +154,20 @@ def bench(config: Path, draws: int, rounds: int, overrides: Sequence[str]) -> No
 
 
 @cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def models(as_json: bool) -> None:
+    """List the kinds of models and samplers, and which of them this installation can run."""
+    import json
+
+    from jobs.models import listing, models_table
+
+    if as_json:
+        click.echo(json.dumps(listing(), indent=1))
+    else:
+        _stdout().print(models_table())
+
+
+@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path())
 def doctor(folder: Path) -> None:
     """Check this installation: devices, packages, weights, and write access to FOLDER."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pipeline.models.families import models_page
 from pipeline.models.samplers import samplers_page
 from schemas import tables
 from schemas.config import EndpointConfig, JobConfig, Section
@@ -14,7 +15,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 def pages() -> dict[str, str]:
     """Text of each generated page by file name."""
-    return {"columns.md": columns_page(), "config.md": config_page(), "samplers.md": samplers_page()}
+    return {"columns.md": columns_page(), "config.md": config_page(), "models.md": models_page(), "samplers.md": samplers_page()}
 
 
 def columns_page() -> str:

@@ -50,7 +50,9 @@ def test_a_stage_imports_no_other_stage(stage: str) -> None:
     assert not others & set(imports(ROOT / "pipeline" / f"{stage}.py"))
 
 
-@pytest.mark.parametrize("module", ["jobs.cli", "jobs.prepare", "jobs.run_dir", "jobs.run", "jobs.query", "jobs.status", "jobs.verify"])
+@pytest.mark.parametrize(
+    "module", ["jobs.cli", "jobs.models", "jobs.prepare", "jobs.run_dir", "jobs.run", "jobs.query", "jobs.status", "jobs.verify"]
+)
 def test_reading_a_run_needs_neither_torch_nor_ray(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'ray', 'diffusers', 'transformers', 'open_clip') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

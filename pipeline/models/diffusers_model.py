@@ -32,7 +32,9 @@ from schemas.records import Draw
 log = logging.getLogger(__name__)
 
 _CONDITIONS = {"image", "mask_image", "control_image"}
+_CONTENT = {"prompt", "class_labels", "batch_size"}  # what to draw: a text, a class, or only how many
 _OTHER_MEDIA = {"num_frames", "video_length", "audio_length_in_s", "audio_end_in_s"}
+_AS_ASKED = {"use_resolution_binning": False, "clean_caption": False}  # defaults that change the size or the prompt behind one's back
 
 
 class DiffusersModel:
@@ -48,7 +50,7 @@ class DiffusersModel:
         self._takes = inspect.signature(self._pipe.__call__).parameters
         self._encoder = PromptEncoder(self._pipe)
         self._tokens = TokenCounter(self._pipe)
-        if "prompt" not in self._takes or _makes_more_than_an_image(self._takes, card.mode):
+        if not _CONTENT & set(self._takes) or _makes_more_than_an_image(self._takes, card.mode):
             raise ModelError(
                 f"model {card.name}: {card.pipeline_class} does not make images from text{' alone' if not INPUTS[card.mode] else ''};"
                 f" use a model for {card.mode}"
@@ -58,16 +60,18 @@ class DiffusersModel:
         """Images of the draws, in order, in one call of the pipeline."""
         first = draws[0]
         generators = [torch.Generator("cpu").manual_seed(draw.seed) for draw in draws]
-        self._pipe.scheduler = self._seeded_scheduler(first.scheduler, generators)
+        self._use(self._seeded_scheduler(first.scheduler, generators))
         latents = _LastLatents()
         arguments = (
-            self._text_arguments(draws)
+            self._content_arguments(draws)
             | self._condition_arguments(draws, conditions)
+            | _AS_ASKED
             | {
                 "num_inference_steps": first.steps,
                 "width": first.width,
                 "height": first.height,
-                "generator": generators,
+                # a prior draws an embedding of the negative prompt too, each from the generator of its image
+                "generator": generators * 2 if hasattr(self._pipe, "prior_pipe") else generators,
                 "output_type": "np",
                 "callback_on_step_end": latents,
             }
@@ -89,6 +93,32 @@ class DiffusersModel:
         if draws[0].strength is not None:
             found["strength"] = draws[0].strength
         return found
+
+    def _use(self, scheduler: Any) -> None:
+        """Set it on the pipeline, and on the decoder of a cascade, which is a pipeline of its own."""
+        for pipe in (self._pipe, getattr(self._pipe, "decoder_pipe", None)):
+            if pipe is not None:
+                pipe.scheduler = scheduler
+
+    def _content_arguments(self, draws: Sequence[Draw]) -> dict[str, Any]:
+        """What to draw: texts, classes, or nothing in particular."""
+        if "prompt" in self._takes:
+            return self._text_arguments(draws)
+        self._guidance(draws[0].guidance_scale, any(draw.negative_prompt for draw in draws))
+        if "class_labels" in self._takes:
+            return {"class_labels": [self._class_of(draw.prompt) for draw in draws], "guidance_scale": draws[0].guidance_scale}
+        return {"batch_size": len(draws)}
+
+    def _class_of(self, prompt: str) -> int:
+        """Number of a class, given as a number or by a name of ``id2label``."""
+        labels, count = getattr(self._pipe, "labels", None) or {}, self._pipe.transformer.config.num_embeds_ada_norm
+        if prompt.strip().isdecimal():
+            if int(prompt) >= count:
+                raise ValueError(f"{type(self._pipe).__name__} has classes 0 to {count - 1}, not {int(prompt)}")
+            return int(prompt)
+        if prompt.strip() not in labels:
+            raise ValueError(f"{type(self._pipe).__name__} knows no class {prompt.strip()!r}; give its number, or a name of id2label")
+        return labels[prompt.strip()]
 
     def _text_arguments(self, draws: Sequence[Draw]) -> dict[str, Any]:
         """Prompts and guidance, as texts or as embeddings."""
@@ -186,7 +216,7 @@ class _LastLatents:
 def _makes_more_than_an_image(takes: Mapping[str, inspect.Parameter], mode: Mode) -> bool:
     """Whether a pipeline makes video or sound, or needs other inputs than texts and those of the mode."""
     needed = [name for name, one in takes.items() if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
-    return bool(_OTHER_MEDIA & set(takes)) or bool(set(needed) - {"prompt", *(_CONDITIONS if INPUTS[mode] else ())})
+    return bool(_OTHER_MEDIA & set(takes)) or bool(set(needed) - {"prompt", "class_labels", *(_CONDITIONS if INPUTS[mode] else ())})
 
 
 def _image_tensor(images_HWC: Sequence[np.ndarray]) -> torch.Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.inputs import Conditions
 from pipeline.models.base import Generated
 from pipeline.models.endpoint_client import DrawError, EndpointClient
 from pipeline.models.resolve import ModelCard
@@ -39,7 +40,7 @@ class EndpointModel:
         self._usage: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def generate(self, draws: Sequence[Draw]) -> Generated:
+    def generate(self, draws: Sequence[Draw], conditions: Sequence[Conditions] = ()) -> Generated:
         """Images of the draws, in order; a draw that fills up the batch is not asked for twice.
 
         Raises ModelError where no draw can succeed: a wrong key, an unknown model, no money, no answer.

@@ -20,6 +20,7 @@ from schemas.records import Prompt
 
 DEMO = Path(__file__).parent / "demo" / "weights" / "generator"
 ENDPOINT = "endpoint"  # in the place of a pipeline class
+_FIXED_SIZE = frozenset({"DDPMPipeline", "DDIMPipeline", "DiTPipeline"})  # they take neither width nor height
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _CONFIG_PATTERNS = (INDEX, "*/*.json", "*/*.txt", "*/*.model")
 
@@ -58,6 +59,8 @@ def resolve_model(config: ModelConfig, *, base_dir: Path, mode: Mode = "text-to-
     """
     where = f"model {config.id}"
     if config.endpoint:
+        if mode != "text-to-image":
+            raise ModelError(f"sampling.mode: an endpoint does not do {mode}; use text-to-image")
         return _endpoint_card(config)
     local = DEMO if config.id == "demo" else (base_dir / Path(config.id).expanduser())
     if config.id == "demo" or local.is_dir():
@@ -206,9 +209,11 @@ def _card(found: ModelFolder, *, name: str, revision: str, folder: Path, where: 
     scheduler = found.configs.get("scheduler")
     if scheduler is None:
         raise ModelError(f"{where}: {found.pipeline_class} has no scheduler, so it samples nothing; give a diffusion model")
-    scale = _vae_scale(found.configs.get("vae") or found.configs.get("vqvae") or {})
+    vae = found.configs.get("vae") or found.configs.get("vqvae") or found.configs.get("movq")
+    scale = _vae_scale(vae) if vae else 1  # without one the network draws pixels
     patch = _last(core.get("patch_size") or 1)
     width, height = _default_size(core, scale)
+    fixed = found.pipeline_class in _FIXED_SIZE
     max_patches = core.get("pos_embed_max_size")
     return ModelCard(
         name=name,
@@ -218,8 +223,8 @@ def _card(found: ModelFolder, *, name: str, revision: str, folder: Path, where: 
         width=width,
         height=height,
         # 8: what the pipelines of diffusers insist on; 2: transformers with patches of 1 pack 2 x 2 latents (FLUX, Qwen-Image)
-        size_multiple=math.lcm(8, scale * (max(patch, 2) if "transformer" in found.configs else 1)),
-        max_size=max_patches * patch * scale if isinstance(max_patches, int) else None,
+        size_multiple=width if fixed else math.lcm(8, scale * (max(patch, 2) if "transformer" in found.configs else 1)),
+        max_size=width if fixed else max_patches * patch * scale if isinstance(max_patches, int) else None,
         scheduler=str(scheduler.get("_class_name", "")),
         prediction_type=_prediction(scheduler),
     )

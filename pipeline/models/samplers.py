@@ -100,7 +100,10 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     kind = getattr(diffusers, sampler.scheduler)
     # DDIM and DDPM clip to [-1, 1] unless told otherwise: right for pixels, wrong for latents
     unclipped = {"clip_sample": False} if "clip_sample" in inspect.signature(kind.__init__).parameters else {}
-    return _from_the_first_step(kind.from_config(unclipped | dict(config), **sampler.overrides))
+    settings = unclipped | dict(config)
+    if str(config.get("variance_type", "")).startswith("learned") and sampler.scheduler != "DDPMScheduler":
+        settings["variance_type"] = None  # else pipelines hand on the learned variance with the noise, which only DDPM takes apart
+    return _from_the_first_step(kind.from_config(settings, **sampler.overrides))
 
 
 def _from_the_first_step(scheduler: Any) -> Any:

@@ -1,0 +1,40 @@
+"""``promptmill models``: the tables of what can be run."""
+
+import json
+
+import pytest
+
+from jobs.cli import main
+
+KNOWN_SAMPLERS = {
+    *("ddpm", "ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm2", "dpm++_2m", "dpm++_2m_karras", "dpm++_sde"),
+    *("unipc", "deis", "lcm", "tcd", "edm", "flow_euler", "flow_heun"),
+}
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(["models", *arguments])
+    assert not ended.value.code
+    return capsys.readouterr().out
+
+
+def test_all_that_is_listed_runs_with_the_diffusers_that_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(said(capsys, "--json"))
+    assert [one for one in found["families"] + found["samplers"] if not one["runs_here"]] == []
+
+
+def test_the_samplers_that_people_know_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {one["name"] for one in json.loads(said(capsys, "--json"))["samplers"]} >= KNOWN_SAMPLERS
+
+
+def test_an_older_diffusers_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.models.families.diffusers_has", lambda name: name != "FluxPipeline")
+    found = json.loads(said(capsys, "--json"))
+    assert [one["name"] for one in found["families"] if not one["runs_here"]] == ["FLUX.1"]
+
+
+def test_the_table_names_families_and_samplers(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys)
+    assert "DiT" in text
+    assert "dpm++_2m_karras" in text
