@@ -33,11 +33,11 @@ from pipeline.models.demo.render import lay_out, paint
 from pipeline.models.demo.tokenizer import save_tokenizer
 from pipeline.models.demo.training import Average, Schedule, arguments, drawings, report, to_tensor, write_json
 
-GROUPS, GROUP_SIZE, MALFORMED = 26, 4, 32
+GROUPS, GROUP_SIZE, MALFORMED = 26, 4, 52
 BASE_LR = 1.5e-3
 LABEL_WEIGHT = 0.3
 EMBED_DIM = 192
-KINDS = ("one", "two", "count", "two", "count")
+KINDS = ("one", "two", "count", "one", "two")
 PREPROCESS = {"size": [64, 64], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"}
 
 
@@ -79,7 +79,7 @@ def train(folder: Path, *, minutes: float, seed: int, warm_start: Path | None = 
     parameters = [*model.parameters(), *head.parameters(), bias]
     named = [*model.named_parameters(), *head.named_parameters("heads"), ("bias", bias)]
     optimizer = Muon(groups(named, weight_decay=2e-2, muon_scale=8.0), lr=BASE_LR, betas=(0.9, 0.98))
-    schedule, average, rng, saved = Schedule(minutes, base_lr=BASE_LR), Average(model, 0.997), random.Random(seed), 0.0
+    schedule, average, rng, saved = Schedule(minutes, base_lr=BASE_LR * (0.5 if warm_start else 1)), Average(model, 0.997), random.Random(seed), 0.0
     generator = torch.Generator().manual_seed(seed)
     for step in itertools.count(100_000 if warm_start else 0):
         if schedule.share >= 1:
@@ -127,7 +127,7 @@ def examples(step: int) -> tuple[NDArray[np.uint8], Tensor, list[Scene], Tensor]
         if scene.kind != "one" and rng.random() < 0.25:
             layout = loosen(scene, layout, rng)
         if index >= len(scenes):
-            wrong = malformed(scene, layout, rng) if rng.random() < 0.85 else None
+            wrong = malformed(scene, layout, rng) if rng.random() < 0.7 else None
             warp = STRONG_WARP_PX * rng.uniform(1.0, 1.6) if wrong is None else warp
         images.append(paint(wrong or layout))
         warps.append(warp)
