@@ -79,7 +79,8 @@ def train(folder: Path, *, minutes: float, seed: int, warm_start: Path | None = 
     parameters = [*model.parameters(), *head.parameters(), bias]
     named = [*model.named_parameters(), *head.named_parameters("heads"), ("bias", bias)]
     optimizer = Muon(groups(named, weight_decay=2e-2, muon_scale=8.0), lr=BASE_LR, betas=(0.9, 0.98))
-    schedule, average, rng, saved = Schedule(minutes, base_lr=BASE_LR * (0.5 if warm_start else 1)), Average(model, 0.997), random.Random(seed), 0.0
+    schedule = Schedule(minutes, base_lr=BASE_LR * (0.5 if warm_start else 1))
+    average, rng, saved = Average(model, 0.997), random.Random(seed), 0.0
     generator = torch.Generator().manual_seed(seed)
     for step in itertools.count(100_000 if warm_start else 0):
         if schedule.share >= 1:
