@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _CONDITIONS = {"image", "mask_image", "control_image"}
 _CONTENT = {"prompt", "class_labels", "batch_size"}  # what to draw: a text, a class, or only how many
+_PADS_TO_THE_LONGEST = ("QwenImage", "CogView4")  # texts of a batch; the padding changes the last bits of an image
 _OTHER_MEDIA = {"num_frames", "video_length", "audio_length_in_s", "audio_end_in_s"}
 _AS_ASKED = {"use_resolution_binning": False, "clean_caption": False}  # defaults that change the size or the prompt behind one's back
 
@@ -57,7 +58,9 @@ class DiffusersModel:
             )
 
     def generate(self, draws: Sequence[Draw], conditions: Sequence[Conditions] = ()) -> Generated:
-        """Images of the draws, in order, in one call of the pipeline."""
+        """Images of the draws, in order, in one call of the pipeline; or in one each where a text's padding depends on its neighbours."""
+        if len(draws) > 1 and type(self._pipe).__name__.startswith(_PADS_TO_THE_LONGEST):
+            return _joined([self.generate([draw], conditions[number : number + 1]) for number, draw in enumerate(draws)])
         first = draws[0]
         generators = [torch.Generator("cpu").manual_seed(draw.seed) for draw in draws]
         self._use(self._seeded_scheduler(first.scheduler, generators))
@@ -171,6 +174,17 @@ class DiffusersModel:
             prompt_truncated=[truncated for _, truncated in counts],
             safety_flagged=flags,
         )
+
+
+def _joined(each: Sequence[Generated]) -> Generated:
+    """One batch of batches of one."""
+    return Generated(
+        images_NHWC=np.concatenate([one.images_NHWC for one in each]),
+        finite=np.concatenate([one.finite for one in each]),
+        prompt_tokens=[one.prompt_tokens[0] for one in each],
+        prompt_truncated=[one.prompt_truncated[0] for one in each],
+        safety_flagged=[one.safety_flagged[0] for one in each],
+    )
 
 
 @contextmanager

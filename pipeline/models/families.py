@@ -79,6 +79,13 @@ FAMILIES: tuple[Family, ...] = (
         checkpoints=(("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "CreativeML Open RAIL++-M"),),
     ),
     Family(
+        name="Qwen-Image",
+        pipeline="QwenImagePipeline",
+        predicts=_FLOW,
+        checkpoints=(("Qwen/Qwen-Image", "Apache-2.0"),),
+        note="images are drawn one by one: a batch would pad texts to its longest, which changes the last bits",
+    ),
+    Family(
         name="Kandinsky 2.2 (prior and decoder, as DALL-E 2)",
         pipeline="KandinskyV22CombinedPipeline",
         predicts=_EPS,

@@ -144,6 +144,11 @@ def test_a_class_may_be_given_by_number_or_by_any_of_its_names(model_of: Callabl
     assert np.array_equal(images[0], images[2])
 
 
+def test_a_long_neighbour_does_not_pad_an_image_into_another(model_of: Callable[[str], ImageModel]) -> None:
+    model, one = model_of("qwen-image"), draw(0, "qwen-image")
+    assert np.array_equal(image(model, one, draw(1, "", prompt="red"))[0], image(model, one, draw(1, "", prompt="a red square " * 40))[0])
+
+
 @pytest.mark.parametrize("family", ["kandinsky-2.2", "deepfloyd-if"])
 @pytest.mark.parametrize("scheduler", ["euler", "dpm++_2m", "ddim"])
 def test_a_sampler_reaches_networks_that_learned_their_variance(model_of: Callable[[str], ImageModel], family: str, scheduler: str) -> None:

@@ -153,6 +153,44 @@ def dit(folder: Path) -> Path:
     return folder
 
 
+def qwen_image(folder: Path) -> Path:
+    """Qwen-Image: a transformer that reads the hidden states of a vision-language model, and a video VAE."""
+    torch.manual_seed(0)
+    _, tokenizer = tiny.t5(folder)
+    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1_000_000.0}
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    config = transformers.Qwen2_5_VLConfig(text_config=text | {"vocab_size": 16, "rope_scaling": rope}, vision_config=vision)
+    transformer = diffusers.QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(8, 4, 4),
+    )
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=24,
+        z_dim=4,
+        dim_mult=[1, 2, 4],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+    pipe = diffusers.QwenImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=vae.eval(),
+        text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config).eval(),
+        tokenizer=tokenizer,
+        transformer=transformer.eval(),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def flux_dev(folder: Path) -> Path:
     """FLUX.1-dev: the guidance scale is an input."""
     return tiny.flux(folder, guidance_embeds=True)
@@ -191,6 +229,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "flux-dev": flux_dev,
     "lcm": lcm,
     "pixart-sigma": pixart,
+    "qwen-image": qwen_image,
     "kandinsky-2.2": kandinsky,
     "deepfloyd-if": deepfloyd_if,
     "ddpm": ddpm,
