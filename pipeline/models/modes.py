@@ -56,16 +56,23 @@ CONTROLNETS = {
 """Class of the ControlNet that each pipeline takes."""
 
 
-def pipelines(pipeline_class: str) -> dict[Mode, str]:
+INPAINTING_CHANNELS = (4, 9)
+"""Input channels of the U-Nets that the pipelines of diffusers can inpaint with: blended latents, or mask and image as channels."""
+
+
+def pipelines(pipeline_class: str, *, unet_channels: int | None = None) -> dict[Mode, str]:
     """The pipeline for each mode that a folder of this class can be loaded for.
 
     A text-to-image folder serves all modes of its family; a folder made for one mode (a U-Net with mask channels, an
     upscaler) serves only that one. Inpainting serves outpainting too. Classes that are not listed make images from text.
+    ``unet_channels`` are the input channels of the folder's U-Net, if it has one.
     """
     family = next((family for family in _FAMILIES if pipeline_class in family.values()), {"text-to-image": pipeline_class})
     found = dict(family)
     if family.get("text-to-image") != pipeline_class:
         found = {mode: name for mode, name in family.items() if name == pipeline_class}
+    if unet_channels is not None and unet_channels not in INPAINTING_CHANNELS:
+        found.pop("inpainting", None)
     if "inpainting" in found:
         found["outpainting"] = found["inpainting"]
     return {mode: found[mode] for mode in MODES if mode in found}

@@ -79,12 +79,12 @@ def resolve_model(config: ModelConfig, *, base_dir: Path, mode: Mode = "text-to-
         raise ModelError(
             f"{where}: there is no such folder (looked for {local}); give 'demo', a diffusers folder, or a hub id such as org/name"
         )
-    return _with_controlnet(_for_mode(card, mode), config, base_dir=base_dir)
+    return _with_controlnet(_for_mode(card, mode, found.configs.get("unet")), config, base_dir=base_dir)
 
 
-def _for_mode(card: ModelCard, mode: Mode) -> ModelCard:
+def _for_mode(card: ModelCard, mode: Mode, unet: dict[str, Any] | None) -> ModelCard:
     """The card with the pipeline that does the mode."""
-    found = pipelines(card.pipeline_class)
+    found = pipelines(card.pipeline_class, unet_channels=unet.get("in_channels") if unet else None)
     if mode not in found:
         raise ModelError(f"sampling.mode: {card.name} ({card.pipeline_class}) cannot do {mode}; it can do: {', '.join(found)}")
     scale = INPUT_SCALE.get(found[mode], 1)

@@ -1,13 +1,18 @@
 """The demo job on the bundled model: the promises of a run where pixels matter."""
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline.models.demo.evaluate import settings
 from pipeline.models.demo.grammar import sample_scenes
+from pipeline.models.demo.judge import Judge
+from pipeline.models.demo.write_inputs import write_inputs
 from schemas.config_load import load
 from tests.conftest import REPOSITORY
 from tests.jobs.test_real_models import LOCAL, RAY2, promptmill
@@ -64,3 +69,21 @@ def test_captions_and_structure_are_columns(small_demo: Path) -> None:
         "query", "run", "select tags['kind'] as kind, count(*) as n from metadata group by 1", "--format", "json", cwd=small_demo
     )
     assert sorted((row["kind"], row["n"]) for row in json.loads(found.stdout)) == [("count", 8), ("one", 8), ("two", 8)]
+
+
+def test_the_bundled_model_draws_over_a_drawing_what_the_prompt_says(tmp_path: Path) -> None:
+    scenes = write_inputs(tmp_path, count=12, seed=0)
+    for name in ("image-to-image.csv", *(f"pair_{number:03d}.png" for number in range(12))):
+        assert (tmp_path / name).read_bytes() == (REPOSITORY / "configs" / "modes" / name).read_bytes()
+    (tmp_path / "job.yaml").write_text((REPOSITORY / "configs" / "modes" / "image-to-image.yaml").read_text())
+    promptmill("run", "job.yaml", "--out", "run", *LOCAL, cwd=tmp_path)
+    rows = pq.read_table(tmp_path / "run" / "metadata").to_pylist()
+    images = {row["sample_id"]: row["image"]["bytes"] for row in pq.read_table(tmp_path / "run" / "images").to_pylist()}
+    pixels = [np.asarray(Image.open(io.BytesIO(images[row["sample_id"]]))) for row in rows]
+    wanted = [scenes[int(row["prompt_id"])] for row in rows]
+    right = [reading.matches(scene) for reading, scene in zip(Judge.load()(np.stack(pixels)), wanted, strict=True)]
+    assert np.mean(right) >= 0.75
+    inits = [np.asarray(Image.open(tmp_path / f"pair_{int(row['prompt_id']):03d}.png")) for row in rows]
+    moved = np.abs(np.stack(pixels).astype(int) - np.stack(inits)).mean()
+    others = np.abs(np.stack(pixels).astype(int) - np.stack(inits[4:] + inits[:4])).mean()
+    assert moved < 0.5 * others

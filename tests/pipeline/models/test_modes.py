@@ -116,6 +116,21 @@ def test_a_mode_that_a_model_cannot_do_is_refused_before_it_is_loaded(tmp_path: 
         resolve_model(ModelConfig(id="sd"), base_dir=tmp_path, mode="super-resolution")
 
 
+def test_inpainting_with_a_u_net_of_other_channels_is_refused_before_it_is_loaded() -> None:
+    with pytest.raises(ModelError, match=r"cannot do inpainting; it can do: text-to-image, image-to-image, control$"):
+        resolve_model(ModelConfig(id="demo"), base_dir=Path.cwd(), mode="inpainting")
+
+
+def test_noise_that_no_seed_decides_is_refused(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    model = loaded("sd", "image-to-image")
+    decode = model._pipe.vae.decode  # type: ignore[attr-defined]
+    monkeypatch.setattr(model._pipe.vae, "decode", lambda latents, **more: decode(latents + torch.randn_like(latents), **more))  # type: ignore[attr-defined]
+    with pytest.raises(ModelError, match="draws noise that no seed of ours decides"):
+        images(model, "image-to-image", (0, 0))
+
+
 def test_a_controlnet_of_another_family_is_refused(tmp_path: Path) -> None:
     tiny.sd(tmp_path / "sd")
     tiny.controlnet(tmp_path / "net", "sd3")
