@@ -47,7 +47,7 @@ class ImageServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: ImageServer
+    server: ImageServer  # pyright: ignore[reportIncompatibleVariableOverride] - it serves nobody else
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:

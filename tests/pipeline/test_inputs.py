@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes
     return sink.getvalue()
 
 
-def made(data: bytes, width: int = 8, height: int = 8, **changes: object) -> inputs.Conditions:
+def made(data: bytes, width: int = 8, height: int = 8, **changes: Any) -> inputs.Conditions:
     draw = make_draw(width=width, height=height, init_sha256="i", **changes)
     return conditions(draw, {"i": data}.__getitem__)
 

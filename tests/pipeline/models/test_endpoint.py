@@ -34,7 +34,7 @@ def server() -> Iterator[ImageServer]:
 
 
 def model_of(server: ImageServer, **settings: Any) -> EndpointModel:
-    config = ModelConfig(id="gpt-image-1", endpoint=EndpointConfig(**{"url": server.url} | FAST | settings))  # pyright: ignore[reportCallIssue]
+    config = ModelConfig(id="gpt-image-1", endpoint=EndpointConfig.model_validate({"url": server.url} | FAST | settings))
     model: ImageModel = load_model(resolve_model(config, base_dir=Path.cwd()), config)
     assert isinstance(model, EndpointModel)
     return model

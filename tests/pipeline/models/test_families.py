@@ -144,9 +144,11 @@ def test_a_class_may_be_given_by_number_or_by_any_of_its_names(model_of: Callabl
     assert np.array_equal(images[0], images[2])
 
 
-def test_a_long_neighbour_does_not_pad_an_image_into_another(model_of: Callable[[str], ImageModel]) -> None:
-    model, one = model_of("qwen-image"), draw(0, "qwen-image")
-    assert np.array_equal(image(model, one, draw(1, "", prompt="red"))[0], image(model, one, draw(1, "", prompt="a red square " * 40))[0])
+def test_a_long_neighbour_does_not_pad_an_image_into_another(folder_of: Made) -> None:
+    """In bfloat16, where one batch of both would differ by up to 0.02 in the latents."""
+    model, one = load(folder_of("qwen-image"), dtype="bfloat16"), draw(0, "qwen-image", prompt="a red square", steps=4)
+    short, long = (draw(1, "qwen-image", prompt=prompt, steps=4) for prompt in ("red", "a red square " * 5))
+    assert np.array_equal(image(model, one, short)[0], image(model, one, long)[0])
 
 
 @pytest.mark.parametrize("family", ["kandinsky-2.2", "deepfloyd-if"])
