@@ -15,7 +15,13 @@ import click
 from schemas.errors import PromptmillError
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
-RUN = click.argument("run", type=click.Path(path_type=Path))
+
+
+def _folder(text: str) -> str | Path:
+    return text if "://" in text else Path(text)
+
+
+RUN = click.argument("run", type=_folder)
 SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one field, e.g. sampling.steps=20. Repeatable.")
 
 
@@ -39,10 +45,13 @@ def plan(config: Path, overrides: Sequence[str]) -> None:
 
 @cli.command()
 @CONFIG
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: output.dir, else runs/NAME]")
+@click.option(
+    "--out", type=_folder, metavar="RUN", help="Run folder: a path, or s3://bucket/folder.  [default: output.dir, else runs/NAME]"
+)
 @click.option("--executor", type=click.Choice(["ray", "local"]), help="Override executor.kind.")
+@click.option("--retry-failed", is_flag=True, help="Make the failed draws of the run again, and nothing that was made.")
 @SET
-def run(config: Path, out: Path | None, executor: str | None, overrides: Sequence[str]) -> None:
+def run(config: Path, out: str | Path | None, executor: str | None, retry_failed: bool, overrides: Sequence[str]) -> None:
     """Start a job, or go on where it stopped: the same command resumes.
 
     Exit status: 0 all made, 1 some draws failed, 2 a mistake in the input, 130 stopped by Ctrl-C.
@@ -56,17 +65,99 @@ def run(config: Path, out: Path | None, executor: str | None, overrides: Sequenc
         overrides = [*overrides, f"executor.kind={executor}"]
     prepared = prepare(config, overrides)
     with display(_stderr()) as shown:
-        report = run_verb.run(prepared, out=out, on_tally=shown.tally, on_message=shown.message)
+        report = run_verb.run(prepared, out=out, retry_failed=retry_failed, on_tally=shown.tally, on_message=shown.message)
     _stdout().print(run_table(report))
     if report.stopped:
         click.echo(f"stopped; to go on: {shlex.join(['promptmill', *sys.argv[1:]])}", err=True)
     sys.exit(report.exit_code)
 
 
+ADDRESS = click.option(
+    "--address", envvar="RAY_API_SERVER_ADDRESS", default="http://127.0.0.1:8265", show_default=True, help="The cluster's dashboard."
+)
+JOB = click.argument("job")
+
+
+@cli.command()
+@CONFIG
+@ADDRESS
+@click.option("--out", metavar="RUN", help="Run folder that every machine sees: s3://bucket/folder, or an absolute path.")
+@click.option("--wait", "waits", is_flag=True, help="Show what the job prints and wait for its end; exit with its status.")
+@SET
+def submit(config: Path, address: str, out: str | None, waits: bool, overrides: Sequence[str]) -> None:
+    """Run a job on a Ray cluster, through its job API. Submitted again, it goes on where it stopped.
+
+    The configuration, its prompt file and its own scorers travel with the job. See also: promptmill jobs.
+    """
+    from jobs import submit as submit_verb
+
+    job = submit_verb.submit(config, address, out=out, overrides=overrides)
+    click.echo(job.id)
+    if waits:
+        job = submit_verb.follow(job.id, address, lambda text: click.echo(text, err=True, nl=False))
+        click.echo(f"{job.id}: {job.state}", err=True)
+        sys.exit(job.exit_code if job.exit_code is not None else int(job.state != "succeeded"))
+    hint = f"promptmill jobs logs {job.id} -f --address {address}"
+    click.echo(f"the dataset goes to {job.run}; to follow it: {hint}", err=True)
+
+
+@cli.group()
+def jobs() -> None:
+    """Jobs that were submitted to a Ray cluster: list, status, logs, cancel."""
+
+
+@jobs.command("list")
+@ADDRESS
+def jobs_list(address: str) -> None:
+    """The jobs of a cluster that promptmill submitted."""
+    from jobs.submit import list_jobs
+
+    for job in list_jobs(address):
+        click.echo(f"{job.id}\t{job.state}\t{job.started}\t{job.run}")
+
+
+@jobs.command("status")
+@JOB
+@ADDRESS
+def jobs_status(job: str, address: str) -> None:
+    """State of a job, and where its dataset is; 'promptmill status RUN' tells more of that."""
+    from jobs.submit import get_job
+
+    found = get_job(job, address)
+    click.echo(f"{found.id}\t{found.state}\t{found.started}\t{found.run}")
+    if found.message:
+        click.echo(found.message, err=True)
+
+
+@jobs.command("logs")
+@JOB
+@ADDRESS
+@click.option("-f", "--follow", "follows", is_flag=True, help="Go on until the job ends.")
+def jobs_logs(job: str, address: str, follows: bool) -> None:
+    """What a job printed."""
+    from jobs import submit as submit_verb
+
+    if follows:
+        submit_verb.follow(job, address, lambda text: click.echo(text, nl=False))
+    else:
+        click.echo(submit_verb.logs(job, address), nl=False)
+
+
+@jobs.command("cancel")
+@JOB
+@ADDRESS
+def jobs_cancel(job: str, address: str) -> None:
+    """Stop a job: it finishes and keeps its current batches. Submitting it again goes on."""
+    from jobs.submit import cancel
+
+    found = cancel(job, address)
+    click.echo(f"{job}: stopping; its current batches are finished and kept in {found.run}", err=True)
+
+
 @cli.command()
 @RUN
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(run: Path, as_json: bool) -> None:
+def status(run: str | Path, as_json: bool) -> None:
     """Progress, rate, failures of a run: while it goes on or after."""
     from jobs.run_dir import RunDir
     from jobs.status import status as read_status
@@ -81,7 +172,7 @@ def status(run: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, type=_folder, metavar="RUN...")
 @click.argument("sql")
 @click.option("--memory", default="2GB", show_default=True, help="Limit of DuckDB's memory.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up after this long.")
@@ -93,7 +184,7 @@ def status(run: Path, as_json: bool) -> None:
     show_default=True,
     help="Output format.",
 )
-def query(runs: Sequence[Path], sql: str, form: str, memory: str, timeout: float | None) -> None:
+def query(runs: Sequence[str | Path], sql: str, form: str, memory: str, timeout: float | None) -> None:
     """Ask runs with SQL (DuckDB), over the views metadata, images and failed. Reads only.
 
     With several runs each view begins with a column run.
@@ -110,7 +201,7 @@ def query(runs: Sequence[Path], sql: str, form: str, memory: str, timeout: float
 @cli.command()
 @RUN
 @click.option("--regenerate", default=0, show_default=True, metavar="N", help="Make N images again and compare their bytes.")
-def verify(run: Path, regenerate: int) -> None:
+def verify(run: str | Path, regenerate: int) -> None:
     """Check a run: checksums, row counts, agreement of the tables with the plan and with each other."""
     from jobs.run_dir import RunDir
     from jobs.verify import verify as check
@@ -128,7 +219,7 @@ def verify(run: Path, regenerate: int) -> None:
 @click.argument("png", type=click.Path(path_type=Path))
 @click.option("--where", default="status = 'accepted'", show_default=True, help="SQL condition on the metadata.")
 @click.option("--limit", default=64, show_default=True, type=click.IntRange(1, 1000), help="Images on the sheet.")
-def show(run: Path, png: Path, where: str, limit: int) -> None:
+def show(run: str | Path, png: Path, where: str, limit: int) -> None:
     """Write a contact sheet of a run's images, each with its prompt and score."""
     from jobs.show import contact_sheet
 

@@ -7,7 +7,7 @@ and ``jobs.ray_pool.run_on_ray``. Both go through one test suite.
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pipeline.worker import WorkOrder
@@ -34,6 +34,7 @@ class Control:
     on_event: OnEvent
     on_sampled: Callable[[int], None] = lambda draws: None
     stop: threading.Event = field(default_factory=threading.Event)
+    learned: Callable[[int], bool] = lambda shard_id: False  # since the last time a worker died over this shard
 
 
 class Executor(Protocol):
@@ -44,11 +45,15 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One try at a shard; ``attempt`` counts from 1. The last try commits a shard even if all of it failed."""
+    """One try at a shard; ``attempt`` counts from 1. The last try commits a shard even if all of it failed.
+
+    ``carefully`` is set once a worker has died over the shard.
+    """
 
     shard_id: int
     attempt: int
     is_last: bool
+    carefully: bool = False
 
 
 class TaskQueue:
@@ -57,6 +62,7 @@ class TaskQueue:
     def __init__(self, shard_ids: Iterable[int], control: Control) -> None:
         self._waiting = deque(shard_ids)
         self._attempts: dict[int, int] = {}
+        self._deadly: set[int] = set()
         self._control = control
         self._hopeless = 0
         self._any_success = False
@@ -68,7 +74,8 @@ class TaskQueue:
         """The next try."""
         shard_id = self._waiting.popleft()
         attempt = self._attempts.get(shard_id, 0) + 1
-        return Task(shard_id=shard_id, attempt=attempt, is_last=attempt >= self._control.config.max_attempts)
+        is_last = attempt >= self._control.config.max_attempts
+        return Task(shard_id=shard_id, attempt=attempt, is_last=is_last, carefully=shard_id in self._deadly)
 
     def succeeded(self) -> None:
         """A try was committed."""
@@ -82,8 +89,13 @@ class TaskQueue:
         self._again(task, str(error))
 
     def lost(self, task: Task, why: str) -> None:
-        """The worker died. After the last try the shard is left undone, for a later run."""
-        if task.is_last:
+        """The worker died. The shard is tried again as long as each death tells more about the draw that is to blame;
+        else after the last try it is left undone, for a later run.
+        """
+        self._deadly.add(task.shard_id)
+        if self._control.learned(task.shard_id):
+            self._again(replace(task, attempt=task.attempt - 1), why)
+        elif task.is_last:
             self._control.on_event("shard_abandoned", shard_id=task.shard_id, attempts=task.attempt, error=why)
         else:
             self._again(task, why)

@@ -28,9 +28,9 @@ class Prepared:
     scorers: tuple[ScorerCard, ...]
 
     @property
-    def out(self) -> Path:
-        """The run folder, unless the command line names another."""
-        return Path(self.config.output.dir or f"runs/{self.name}")
+    def out(self) -> str:
+        """The run folder, a path or a URL, unless the command line names another."""
+        return self.config.output.dir or f"runs/{self.name}"
 
     def open_prompts(self) -> Iterator[Prompt]:
         """The prompts, from the start. Raises UserError at one that cannot be drawn."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from jobs.results import Result, print_result
 from jobs.run_dir import RunDir
+from pipeline.store import is_url, open_objects
 from schemas import layout
 from schemas.errors import QueryError
 from schemas.tables import images_schema, metadata_schema
@@ -65,9 +66,15 @@ def _make_views(connection: duckdb.DuckDBPyConnection, runs: Sequence[tuple[str,
         label = f"{_quoted(name)} as run, " if len(runs) > 1 else ""
         kinds = {"metadata": (layout.metadata_file, metadata_schema(run.job.scorers)), "images": (layout.images_file, images_schema())}
         for view, (file_of, schema) in kinds.items():
-            files = [str(run.store.path(file_of(shard_id))) for shard_id in shard_ids]
-            parts[view].append(f"select {label}* from {_source(connection, files, schema)}")  # noqa: S608 - quoted paths
-            readable += files
+            names = [file_of(shard_id) for shard_id in shard_ids]
+            if names and is_url(run.store.root):
+                source = f"{view}_{len(parts[view])}"
+                connection.register(source, open_objects(run.store.root).dataset(names, schema))
+            else:
+                files = [f"{run.store.root}/{name}" for name in names]
+                source = _source(connection, files, schema)
+                readable += files
+            parts[view].append(f"select {label}* from {source}")  # noqa: S608 - quoted paths
     for view, selects in parts.items():
         connection.execute(f"create view {view} as {' union all by name '.join(selects)}")
     connection.execute("create view failed as from metadata where status = 'failed'")

@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -23,8 +23,16 @@ from schemas.records import ShardResult
 
 log = logging.getLogger(__name__)
 
-PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE")  # settings of the driver that its workers must share
+PASSED_ON = (  # settings of the driver that its workers must share; never credentials, which Ray would write to its logs
+    "HF_HUB_OFFLINE",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+)
 RESTART_SECONDS = 0.2  # between two looks at an actor that Ray restarts
+LOOK_SECONDS = 5.0  # between two looks for nodes that have joined
 START_SECONDS = 600  # for an actor to load its models, before the wait is given up
 
 
@@ -42,9 +50,9 @@ class Actor:
         worker = self._get()
         return worker.stages.worker, worker.load_seconds
 
-    def run(self, shard_id: int, is_last: bool) -> ShardResult:
+    def run(self, shard_id: int, is_last: bool, carefully: bool) -> ShardResult:
         """Make and commit one shard."""
-        return self._get().run(shard_id, keep_failures=is_last)
+        return self._get().run(shard_id, keep_failures=is_last, carefully=carefully)
 
     def stop(self) -> None:
         """Finish the current batch and put the rest aside."""
@@ -52,9 +60,9 @@ class Actor:
         if self._worker:
             self._worker.stop()
 
-    def sampled(self) -> int:
-        """Draws sampled so far."""
-        return self._worker.sampled if self._worker else 0
+    def pulse(self) -> tuple[int, float]:
+        """Draws sampled so far, and the seconds that the current batch has taken."""
+        return (self._worker.sampled, self._worker.stages.device.busy_seconds) if self._worker else (0, 0.0)
 
     def _get(self) -> ShardWorker:
         with self._lock:
@@ -81,7 +89,8 @@ class _Pool:
     def __init__(self, order: WorkOrder, shard_ids: Sequence[int], control: Control) -> None:
         self._control = control
         self._queue = TaskQueue(shard_ids, control)
-        count, options = _layout(control, len(shard_ids))
+        self._num_shards = len(shard_ids)
+        count, options = _layout(control, self._num_shards)
         remote: Any = ray.remote(Actor).options(max_restarts=-1, max_task_retries=0, max_concurrency=SHARDS_AT_ONCE + 2, **options)
         self._new_actor: Callable[[], Any] = lambda: remote.remote(order)
         self._actors = [self._new_actor() for _ in range(count)]
@@ -90,14 +99,17 @@ class _Pool:
         self._running: dict[Any, tuple[int, Task]] = {}
         self._ready: set[int] = set()
         self._polls: dict[Any, int] = {}
+        self._asked: dict[int, float] = {}
         self._sampled: dict[int, int] = {}
         self._stopping = False
         self._deadline = time.monotonic() + START_SECONDS
+        self._look_at = time.monotonic() + LOOK_SECONDS
 
     def results(self) -> Iterator[ShardResult]:
         """Results as they come; ends when all is done, or all that was running is put aside."""
         while self._running or (self._queue and not self._control.stop.is_set()):
             self._hand_out()
+            self._grow()
             if self._control.stop.is_set() and not self._stopping:
                 self._stopping = True
                 for actor in self._actors:
@@ -121,8 +133,17 @@ class _Pool:
             if busy[number] >= SHARDS_AT_ONCE:
                 return
             task = self._queue.take()
-            self._running[self._actors[number].run.remote(task.shard_id, task.is_last)] = (number, task)
+            self._running[self._actors[number].run.remote(task.shard_id, task.is_last, task.carefully)] = (number, task)
             busy[number] += 1
+
+    def _grow(self) -> None:
+        """Use nodes that have joined. Actors of nodes that have left wait for room, the others take their shards."""
+        if self._control.stop.is_set() or not self._queue or time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        for number in range(len(self._actors), _count(self._control, self._num_shards)):
+            self._actors.append(self._new_actor())
+            self._loading[self._actors[number].load.remote()] = number
 
     def _loaded(self, ref: Any) -> None:
         number = self._loading.pop(ref)
@@ -175,12 +196,24 @@ class _Pool:
             for ref in answered:
                 number = self._polls.pop(ref)
                 try:
-                    self._sampled[number] = ray.get(ref)
+                    self._sampled[number], busy_seconds = ray.get(ref)
+                    self._kill_if_hung(number, busy_seconds)
                 except RayActorError:
                     self._sampled[number] = 0
         for number in self._ready - set(self._polls.values()):
-            self._polls[self._actors[number].sampled.remote()] = number
+            self._polls[self._actors[number].pulse.remote()] = number
+            self._asked[number] = time.monotonic()
+        for number in self._ready & set(self._polls.values()):
+            self._kill_if_hung(number, time.monotonic() - self._asked[number])
         self._control.on_sampled(sum(self._sampled.values()))
+
+    def _kill_if_hung(self, number: int, seconds: float) -> None:
+        """A batch that takes too long, or a process that answers nothing for so long, is ended; Ray restarts the actor."""
+        limit = self._control.config.batch_seconds
+        if limit is not None and seconds > limit and number in self._ready:
+            self._asked[number] = time.monotonic()
+            self._control.on_event("worker_hung", actor=number, seconds=round(seconds, 1))
+            ray.kill(self._actors[number], no_restart=False)
 
 
 def _connect(address: str | None, empty_dir: str) -> None:
@@ -191,7 +224,9 @@ def _connect(address: str | None, empty_dir: str) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Ray's own 30 s are too few on a busy machine
-    runtime_env = {"working_dir": empty_dir, "env_vars": environment}
+    runtime_env: dict[str, Any] = {"env_vars": environment}
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # else this is a submitted job, and its files are the folder
+        runtime_env["working_dir"] = empty_dir
     try:
         ray.init(
             address=address or "local",
@@ -211,14 +246,29 @@ def _layout(control: Control, num_shards: int) -> tuple[int, dict[str, float]]:
     """How many actors, and what each asks Ray for."""
     have = ray.cluster_resources()
     gpus, cpus = have.get("GPU", 0.0), have.get("CPU", 0.0)
-    per_actor = control.config.gpus_per_actor if control.config.gpus_per_actor is not None else (1.0 if gpus else 0.0)
+    per_actor = _gpus_per_actor(control, have)
     if per_actor > gpus:
         raise ConfigError(f"executor.gpus_per_actor: an actor needs {per_actor:g} GPUs, the cluster has {gpus:g}; lower it, or set it to 0")
     if control.cpu_threads > cpus:
         raise ConfigError(f"model.cpu_threads: an actor needs {control.cpu_threads} CPU cores, the cluster has {cpus:g}; lower it")
-    room = int(gpus / per_actor) if per_actor else int(cpus // control.cpu_threads)
-    count = max(1, min(control.config.actors or room, room, num_shards))
+    count = _count(control, num_shards)
     return count, {"num_gpus": per_actor, "num_cpus": min(control.cpu_threads, cpus / count)}
+
+
+def _count(control: Control, num_shards: int) -> int:
+    """Actors that the cluster has room for. On a named cluster a number that is asked for is not cut down to the room:
+    actors that wait are what an autoscaler starts nodes for.
+    """
+    have = ray.cluster_resources()
+    per_actor = _gpus_per_actor(control, have)
+    room = int(have.get("GPU", 0.0) / per_actor) if per_actor else int(have.get("CPU", 0.0) // control.cpu_threads)
+    wanted = control.config.actors or room
+    return max(1, min(wanted if control.config.address else min(wanted, room), num_shards))
+
+
+def _gpus_per_actor(control: Control, have: Mapping[str, float]) -> float:
+    given = control.config.gpus_per_actor
+    return given if given is not None else (1.0 if have.get("GPU") else 0.0)
 
 
 def _cause(error: RayTaskError) -> Exception:

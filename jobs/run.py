@@ -12,10 +12,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from jobs.executor import Control, Executor
+from jobs.lease import hold
 from jobs.prepare import Prepared
+from jobs.retry import reopen_failed
 from jobs.run_dir import RunDir
 from pipeline import plan
 from pipeline.worker import WorkOrder
+from schemas import layout
 from schemas.records import PlanIndex, ShardResult
 
 STOPPED = 130  # exit status after Ctrl-C
@@ -92,15 +95,43 @@ class RunReport:
 def run(
     prepared: Prepared,
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
+    retry_failed: bool = False,
     model_loader: str = "pipeline.models:load_model",
     on_tally: Callable[[Tally], None] = lambda tally: None,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> RunReport:
-    """Make everything of the job that is not made yet. Raises UserError; whatever was committed stays."""
+    """Make everything of the job that is not made yet, and with ``retry_failed`` also what failed before.
+
+    Raises UserError; whatever was committed stays.
+    """
     run_dir = RunDir.claim(out or prepared.out, prepared.job())
-    index, resumed = _plan(run_dir, prepared)
-    todo, done = run_dir.settle(index)
+    index = plan.survey(run_dir.store, prepared.open_prompts)
+    stop = threading.Event()
+    with hold(run_dir.store, stop, on_message) as lease:
+        report = _run(run_dir, index, prepared, retry_failed, model_loader, stop, on_tally, on_message)
+        lease.check()
+    return report
+
+
+def _run(
+    run_dir: RunDir,
+    index: PlanIndex | None,
+    prepared: Prepared,
+    retry_failed: bool,
+    model_loader: str,
+    stop: threading.Event,
+    on_tally: Callable[[Tally], None],
+    on_message: Callable[[str], None],
+) -> RunReport:
+    """The course of a run whose folder is held."""
+    resumed = run_dir.begin()
+    if index is None:
+        index = plan.write_plan(run_dir.store, prepared.open_prompts, prepared.expand, prepared.config.output.shard_size)
+    todo, done, problems = run_dir.settle(index)
+    if retry_failed and (again := reopen_failed(run_dir)):
+        on_message(f"{again} failed draws are tried again")
+        todo, done, _ = run_dir.settle(index)
     run_dir.log(
         "resume" if resumed else "start",
         draws=index.num_draws,
@@ -109,10 +140,12 @@ def run(
         host=socket.gethostname(),
         pid=os.getpid(),
     )
+    for problem in problems:
+        run_dir.log("shard_damaged", found=problem)
+        on_message(f"{problem}; the shard is made again")
     tally = Tally(planned=index.num_draws, before=sum(marker.draws for marker in done))
     if resumed:
         on_message(f"{run_dir.store.root}: {len(done)} of {index.num_shards} shards are done, going on with the rest")
-    stopped = False
     if todo:
         order = WorkOrder(
             root=run_dir.store.root,
@@ -121,20 +154,11 @@ def run(
             scorers=prepared.scorers,
             model_loader=model_loader,
         )
-        stopped = _execute(run_dir, order, todo, tally, on_tally, on_message)
+        _execute(run_dir, order, todo, tally, stop, on_tally, on_message)
         run_dir.store.remove_leftovers()  # of workers that were killed while they wrote
-    report = _report(run_dir, index, tally, stopped)
-    run_dir.log("drained" if stopped else "finish", **{k: v for k, v in asdict(report).items() if k not in ("root", "stages")})
+    report = _report(run_dir, index, tally, stop.is_set())
+    run_dir.log("drained" if report.stopped else "finish", **{k: v for k, v in asdict(report).items() if k not in ("root", "stages")})
     return report
-
-
-def _plan(run_dir: RunDir, prepared: Prepared) -> tuple[PlanIndex, bool]:
-    """Check all prompts before anything is written; then the plan, and whether the run is taken up again."""
-    index = plan.survey(run_dir.store, prepared.open_prompts)
-    resumed = run_dir.begin()
-    if index is None:
-        index = plan.write_plan(run_dir.store, prepared.open_prompts, prepared.expand, prepared.config.output.shard_size)
-    return index, resumed
 
 
 def _execute(
@@ -142,10 +166,11 @@ def _execute(
     order: WorkOrder,
     todo: list[int],
     tally: Tally,
+    stop: threading.Event,
     on_tally: Callable[[Tally], None],
     on_message: Callable[[str], None],
-) -> bool:
-    """Run the shards; True if the user stopped it."""
+) -> None:
+    """Run the shards, until all are done or ``stop`` is set and the current batches are finished."""
     config = run_dir.job.config
 
     def on_event(event: str, **facts: object) -> None:
@@ -155,7 +180,7 @@ def _execute(
         tally.abandoned += event == "shard_abandoned"
         if event == "worker_ready" and tally.first_ready is None:
             tally.first_ready = time.monotonic()
-        if event in ("worker_lost", "shard_retry", "shard_abandoned"):
+        if event in ("worker_lost", "worker_hung", "shard_retry", "shard_abandoned", "batch_halved"):
             on_message(f"{event.replace('_', ' ')}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
         on_tally(tally)
 
@@ -166,17 +191,32 @@ def _execute(
     executor = config.executor
     if config.model.endpoint and executor.gpus_per_actor is None:
         executor = executor.model_copy(update={"gpus_per_actor": 0.0})
-    control = Control(config=executor, cpu_threads=config.model.cpu_threads, on_event=on_event, on_sampled=on_sampled)
+    known: dict[int, bytes] = {}
+
+    def learned(shard_id: int) -> bool:
+        try:
+            note = run_dir.store.get(layout.suspects_file(shard_id))
+        except FileNotFoundError:
+            return False
+        before, known[shard_id] = known.get(shard_id), note
+        return note != before
+
+    control = Control(
+        config=executor, cpu_threads=config.model.cpu_threads, on_event=on_event, on_sampled=on_sampled, stop=stop, learned=learned
+    )
+    batch_sizes: dict[str, int] = {}
     with _interruptible(control, on_message):
         for result in _executor(config.executor.kind)(order, todo, control):
             if not result.drained:
                 tally.add(result)
+                if result.batch_size is not None and batch_sizes.get(result.worker) != result.batch_size:
+                    batch_sizes[result.worker] = result.batch_size
+                    on_event("batch_halved", worker=result.worker, batch_size=result.batch_size)
                 used = {"usage": result.usage} if result.usage else {}
                 run_dir.log("shard_done", shard_id=result.shard_id, worker=result.worker, draws=result.draws, failed=result.failed, **used)
             elif result.usage:
                 run_dir.log("shard_aside", shard_id=result.shard_id, worker=result.worker, usage=result.usage)
             on_tally(tally)
-    return control.stop.is_set()
 
 
 def _executor(kind: str) -> Executor:

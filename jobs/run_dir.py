@@ -1,6 +1,7 @@
 """A run folder: how it is started, taken up again, refused, and read. Needs neither torch nor Ray."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any, Self
 import yaml
 
 from pipeline import plan
-from pipeline.store import LocalStore, open_store
+from pipeline.store import Store, open_store
 from schemas import layout
 from schemas.config import JobConfig
 from schemas.config_load import fingerprint, parse
 from schemas.errors import RunFolderError
 from schemas.records import Marker, PlanIndex, Shard
 from schemas.tables import SCHEMA_VERSION
+
+READERS = 16  # of commit markers, at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,7 @@ class JobRecord:
 class RunDir:
     """One run folder. Reading trusts only shards with a commit marker."""
 
-    def __init__(self, store: LocalStore, job: JobRecord) -> None:
+    def __init__(self, store: Store, job: JobRecord) -> None:
         self.store = store
         self.job = job
 
@@ -56,6 +59,7 @@ class RunDir:
     def open(cls, path: str | Path) -> Self:
         """A run that was started before. Raises RunFolderError."""
         store = open_store(path)
+        store.reach()
         job = _read_job(store)
         if job is None:
             raise RunFolderError(f"{path}: is not a run folder (it has no {layout.JOB}); give the folder that 'promptmill run' wrote")
@@ -68,6 +72,7 @@ class RunDir:
         Raises RunFolderError if the folder holds another job, or something that is no run.
         """
         store = open_store(path)
+        store.reach()
         old = _read_job(store)
         if old is not None:
             _refuse_other_job(store, old, job)
@@ -104,8 +109,13 @@ class RunDir:
 
     def markers(self) -> list[Marker]:
         """Commit markers by shard, those that cannot be read left out (their shards count as not done)."""
-        found = (self.marker(name) for name in self.store.list(layout.DONE))
-        return sorted((marker for marker in found if marker), key=lambda marker: marker.shard_id)
+        return sorted((marker for _, marker in self._read_markers() if marker), key=lambda marker: marker.shard_id)
+
+    def _read_markers(self) -> list[tuple[str, Marker | None]]:
+        """In threads: an object store takes its time for each."""
+        names = self.store.list(layout.DONE)
+        with ThreadPoolExecutor(READERS, thread_name_prefix="markers") as pool:
+            return list(zip(names, pool.map(self.marker, names), strict=True))
 
     def marker(self, name: str) -> Marker | None:
         """The commit marker in a file, None if it is not one."""
@@ -116,32 +126,33 @@ class RunDir:
             return None
         return marker if layout.shard_of(name) == marker.shard_id else None
 
-    def settle(self, index: PlanIndex) -> tuple[list[int], list[Marker]]:
-        """Shards still to make, and the markers of those that are done.
+    def settle(self, index: PlanIndex) -> tuple[list[int], list[Marker], list[str]]:
+        """Shards still to make, the markers of those that are done, and what was wrong with others.
 
-        A shard is done if its marker belongs to the plan and both of its files are there. What is not done
-        loses its marker, and temporary files that a crash left behind are removed.
+        A shard is done if its marker belongs to the plan and both of its files are there in the committed size.
+        What is not done loses its marker, and what a crash left behind is removed.
         """
+        sizes = self.store.sizes(layout.METADATA) | self.store.sizes(layout.IMAGES)
         done: list[Marker] = []
-        for name in self.store.list(layout.DONE):
-            marker = self.marker(name)
-            if marker is not None and self._is_whole(marker, index):
+        problems: list[str] = []
+        for name, marker in self._read_markers():
+            problem = _problem(marker, index, sizes)
+            if marker is not None and problem is None:
                 done.append(marker)
             else:
+                problems.append(f"{name}: {problem}")
                 self.store.delete(name)
         self.store.remove_leftovers()
         finished = {marker.shard_id for marker in done}
-        return [shard_id for shard_id in range(index.num_shards) if shard_id not in finished], done
+        for name in self.store.list(layout.PARTIAL):
+            if layout.shard_of(name) in finished:
+                self.store.delete(name)
+        return [shard_id for shard_id in range(index.num_shards) if shard_id not in finished], done, problems
 
     def log(self, event: str, **facts: object) -> None:
         """Add one line to the run's event log."""
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}
         self.store.append(layout.EVENTS, json.dumps(line, ensure_ascii=False))
-
-    def _is_whole(self, marker: Marker, index: PlanIndex) -> bool:
-        files = (layout.metadata_file(marker.shard_id), layout.images_file(marker.shard_id))
-        planned = marker.shard_id < index.num_shards and index.shards[marker.shard_id] == marker.draws_sha256
-        return planned and all(self.store.exists(name) for name in files)
 
 
 def make_job(config: JobConfig, base_dir: Path, model: Any, scorers: list[Any], versions: dict[str, str]) -> JobRecord:
@@ -150,7 +161,21 @@ def make_job(config: JobConfig, base_dir: Path, model: Any, scorers: list[Any], 
     return JobRecord(config=config, base_dir=str(base_dir), model=asdict(model), scorers=cards, versions=versions)
 
 
-def _read_job(store: LocalStore) -> JobRecord | None:
+def _problem(marker: Marker | None, index: PlanIndex, sizes: dict[str, int]) -> str | None:
+    """Why a shard must be made again; None if it is whole."""
+    if marker is None:
+        return "is no commit marker"
+    if marker.shard_id >= index.num_shards or index.shards[marker.shard_id] != marker.draws_sha256:
+        return "belongs to another plan"
+    files = (layout.metadata_file(marker.shard_id), layout.images_file(marker.shard_id))
+    missing = [name for name in files if name not in sizes]
+    if missing:
+        return f"{missing[0]} is missing"
+    num_bytes = sum(sizes[name] for name in files)
+    return None if num_bytes == marker.num_bytes else f"its files have {num_bytes:,} bytes, committed were {marker.num_bytes:,}"
+
+
+def _read_job(store: Store) -> JobRecord | None:
     where = f"{store.root}/{layout.JOB}"
     try:
         raw = yaml.safe_load(store.get(layout.JOB))
@@ -164,7 +189,7 @@ def _read_job(store: LocalStore) -> JobRecord | None:
         raise RunFolderError(f"{where}: is damaged; restore it, or choose another --out") from None
 
 
-def _refuse_other_job(store: LocalStore, old: JobRecord, new: JobRecord) -> None:
+def _refuse_other_job(store: Store, old: JobRecord, new: JobRecord) -> None:
     if old.fingerprint == new.fingerprint:
         return
     before, after = old.identity(), new.identity()
@@ -177,12 +202,9 @@ def _refuse_other_job(store: LocalStore, old: JobRecord, new: JobRecord) -> None
     )
 
 
-def _refuse_foreign_folder(store: LocalStore) -> None:
-    root = Path(store.root)
-    if root.exists() and not root.is_dir():
-        raise RunFolderError(f"{root}: is a file; choose another --out")
-    if root.is_dir() and any(not entry.name.startswith(".") for entry in root.iterdir()):
-        raise RunFolderError(f"{root}: is not empty and holds no promptmill run; choose an empty or a new folder")
+def _refuse_foreign_folder(store: Store) -> None:
+    if set(store.top_level()) - {layout.LEASE}:
+        raise RunFolderError(f"{store.root}: is not empty and holds no promptmill run; choose an empty or a new folder")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

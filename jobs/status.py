@@ -126,10 +126,7 @@ def _planned(marker: Marker, index: PlanIndex) -> bool:
 
 
 def _history(run_dir: RunDir) -> History:
-    try:
-        return read_history(run_dir.store.get(layout.EVENTS))
-    except FileNotFoundError:
-        return History()
+    return read_history(run_dir.store.read_log(layout.EVENTS))
 
 
 def _state(complete: bool, latest: Session | None, now: datetime) -> str:

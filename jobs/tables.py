@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.plan import PlanSummary
+from pipeline.store import is_url
 
 TO_TRY = (
     "select status, reason, count(*) as images from metadata group by all order by images desc",
@@ -47,7 +48,7 @@ def run_table(report: "RunReport") -> RenderableType:
             f"{report.images_per_second:.2f} images/s with {report.workers} workers, after {report.startup_seconds:.1f} s of start-up",
         )
         table.add_row("device time", _shares(report))
-    near = os.path.relpath(report.root)
+    near = report.root if is_url(report.root) else os.path.relpath(report.root)
     root = report.root if near.startswith("..") else near
     table.add_row("dataset", root)
     if report.stopped or not made:

@@ -20,6 +20,8 @@ from schemas.records import Draw
 T = TypeVar("T")
 GetInput = Callable[[str], bytes]
 
+ATTEMPTS = 3  # of a draw by itself, before it is dead-lettered
+
 log = logging.getLogger(__name__)
 
 
@@ -39,24 +41,36 @@ class Sampled:
     attempts: int = 1
 
 
-def sample_batch(model: ImageModel, draws: Sequence[Draw], batch_size: int, get_input: GetInput) -> list[Sampled]:
-    """Images of the draws, in order. If the batch raises, each draw is tried once more by itself.
+class OutOfMemory(Exception):
+    """The device's memory does not hold a batch of this size."""
 
-    ``get_input`` gives the bytes of an input image by its sha256.
+
+def sample_batch(model: ImageModel, draws: Sequence[Draw], batch_size: int, get_input: GetInput) -> list[Sampled]:
+    """Images of the draws, in order. A batch that raises is halved until the draws that break it stand alone;
+    each of these is tried ``ATTEMPTS`` times. ``get_input`` gives the bytes of an input image by its sha256.
+
+    Raises OutOfMemory.
     """
+    if len(draws) == 1:
+        return [_sample_alone(model, draws[0], batch_size, get_input)]
     try:
         return _generate(model, draws, batch_size, get_input, attempts=1)
     except UserError:
         raise
     except Exception as error:
-        if len(draws) == 1:
-            return [_failure(draws[0], batch_size, error, attempts=1)]
-        log.warning("a batch of %d draws failed (%s); trying each by itself", len(draws), _brief(error))
-    return [_sample_alone(model, draw, batch_size, get_input) for draw in draws]
+        _raise_if_out_of_memory(error)
+        log.warning("a batch of %d draws failed (%s); trying its halves", len(draws), _brief(error))
+    half = len(draws) // 2
+    return [one for part in (draws[:half], draws[half:]) for one in sample_batch(model, part, batch_size, get_input)]
+
+
+def failed(draw: Draw, batch_size: int, code: str, why: str, *, attempts: int) -> Sampled:
+    """A draw that is given up."""
+    return Sampled(draw=draw, batch_shape=_batch_shape(draw, batch_size), error=f"{code}: {why}", attempts=attempts)
 
 
 def score_batch(scorers: Sequence[Scorer], sampled: Sequence[Sampled], batch_size: int) -> None:
-    """Add every scorer's score to the draws that have an image."""
+    """Add every scorer's score to the draws that have an image. Raises OutOfMemory."""
     made = [one for one in sampled if one.image_HWC is not None]
     if not made:
         return
@@ -66,6 +80,7 @@ def score_batch(scorers: Sequence[Scorer], sampled: Sequence[Sampled], batch_siz
         except UserError:
             raise
         except Exception as error:
+            _raise_if_out_of_memory(error)
             log.warning("scorer %s failed on a batch (%s); trying each image by itself", scorer.name, _brief(error))
             for one in made:
                 _score_alone(scorer, one, batch_size)
@@ -73,10 +88,18 @@ def score_batch(scorers: Sequence[Scorer], sampled: Sequence[Sampled], batch_siz
 
 
 def _sample_alone(model: ImageModel, draw: Draw, batch_size: int, get_input: GetInput) -> Sampled:
-    try:
-        return _generate(model, [draw], batch_size, get_input, attempts=2)[0]
-    except Exception as error:
-        return _failure(draw, batch_size, error, attempts=2)
+    why = ""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return _generate(model, [draw], batch_size, get_input, attempts=attempt)[0]
+        except UserError:
+            raise
+        except BadInput as error:  # stays as bad as it is
+            return failed(draw, batch_size, "bad_input", _brief(error), attempts=attempt)
+        except Exception as error:
+            _raise_if_out_of_memory(error)
+            why = _brief(error)
+    return failed(draw, batch_size, "sampler_error", why, attempts=ATTEMPTS)
 
 
 def _generate(model: ImageModel, draws: Sequence[Draw], batch_size: int, get_input: GetInput, *, attempts: int) -> list[Sampled]:
@@ -115,6 +138,7 @@ def _score_alone(scorer: Scorer, one: Sampled, batch_size: int) -> None:
     try:
         _score(scorer, [one], batch_size)
     except Exception as error:
+        _raise_if_out_of_memory(error)
         one.image_HWC, one.error = None, f"scorer_error: {scorer.name}: {_brief(error)}"
 
 
@@ -122,9 +146,10 @@ def _filled(items: Sequence[T], size: int) -> list[T]:
     return [*items, *[items[-1]] * (size - len(items))]
 
 
-def _failure(draw: Draw, batch_size: int, error: Exception, *, attempts: int) -> Sampled:
-    code = "bad_input" if isinstance(error, BadInput) else "sampler_error"
-    return Sampled(draw=draw, batch_shape=_batch_shape(draw, batch_size), error=f"{code}: {_brief(error)}", attempts=attempts)
+def _raise_if_out_of_memory(error: Exception) -> None:
+    """Torch's error is known by its name, so that torch need not be imported here."""
+    if type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower():
+        raise OutOfMemory(_brief(error)) from None
 
 
 def _batch_shape(draw: Draw, batch_size: int) -> str:

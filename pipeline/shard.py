@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from pipeline import plan
+from pipeline import plan, suspects
 from pipeline.encode import encode
 from pipeline.filter import judge
 from pipeline.models.base import ImageModel, Metered
-from pipeline.sample import Sampled, sample_batch, score_batch
+from pipeline.sample import OutOfMemory, Sampled, failed, sample_batch, score_batch
 from pipeline.scorers.base import Scorer
 from pipeline.store import Store
 from pipeline.write import commit_shard, load_partial, save_partial
@@ -31,6 +31,33 @@ log = logging.getLogger(__name__)
 MAX_WAITING_BATCHES = 2  # sampled batches that wait for an encoder: bounds memory when encoding is slower than sampling
 
 
+class Device:
+    """The device of a worker: one batch at a time, and what the worker has learned about it.
+
+    ``batch_size`` is the largest batch that fits its memory, None while all did.
+    """
+
+    def __init__(self) -> None:
+        self.batch_size: int | None = None
+        self._lock = threading.Lock()
+        self._since: float | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            self._since = time.monotonic()
+            try:
+                yield
+            finally:
+                self._since = None
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the current batch has taken, 0 between batches."""
+        since = self._since
+        return time.monotonic() - since if since is not None else 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stages:
     """Everything that a worker keeps from shard to shard."""
@@ -41,7 +68,7 @@ class Stages:
     store: Store
     encoders: Executor
     worker: str
-    device: threading.Lock = field(default_factory=threading.Lock)
+    device: Device = field(default_factory=Device)
     on_batch: Callable[[int], None] = lambda num_draws: None
 
     def get_input(self, sha256: str) -> bytes:
@@ -55,16 +82,19 @@ class Stages:
             ) from None
 
 
-def run_shard(shard: Shard, stages: Stages, *, stop: Callable[[], bool], keep_failures: bool = True) -> ShardResult:
+def run_shard(
+    shard: Shard, stages: Stages, *, stop: Callable[[], bool], keep_failures: bool = True, carefully: bool = False
+) -> ShardResult:
     """Make, judge and commit one shard.
 
     ``stop`` is asked before each batch; once it is true the finished batches are put aside for the resume and
     the result says ``drained``. With ``keep_failures`` false, a shard of which every draw failed raises
-    ShardError instead of being committed: likelier a broken worker than a hundred bad prompts.
+    ShardError instead of being committed: likelier a broken worker than a hundred bad prompts. ``carefully`` is
+    for a shard that a worker died over: see ``pipeline.suspects``.
     """
     digest = plan.draws_digest(shard.draws)
     clock = _Clock()
-    outcomes, drained = _make(shard, digest, stages, stop, clock)
+    outcomes, drained = (_make_carefully if carefully else _make)(shard, digest, stages, stop, clock)
     if drained:
         save_partial(stages.store, shard.shard_id, outcomes, digest)
         return ShardResult(shard_id=shard.shard_id, worker=stages.worker, seconds=clock.seconds, usage=clock.usage, drained=True)
@@ -85,6 +115,7 @@ def run_shard(shard: Shard, stages: Stages, *, stop: Callable[[], bool], keep_fa
             usage=clock.usage,
             worker=stages.worker,
         )
+    result = replace(result, batch_size=stages.device.batch_size)
     log.info("shard %05d: %d accepted, %d rejected, %d failed", shard.shard_id, result.accepted, result.rejected, result.failed)
     return result
 
@@ -104,7 +135,8 @@ def _make(shard: Shard, digest: str, stages: Stages, stop: Callable[[], bool], c
     futures: list[Future[list[Outcome]]] = []
     drained = False
     for batch in plan.batches(shard.draws, stages.config.sampling.batch_size):
-        if all(draw.sample_id in finished for draw in batch):
+        missing = [draw for draw in batch if draw.sample_id not in finished]
+        if not missing:
             stages.on_batch(len(batch))
             continue
         if drained := stop():
@@ -112,11 +144,8 @@ def _make(shard: Shard, digest: str, stages: Stages, stop: Callable[[], bool], c
         with clock("wait"):
             if len(futures) > MAX_WAITING_BATCHES:
                 futures[-1 - MAX_WAITING_BATCHES].result()
-            stages.device.acquire()
-        try:
-            sampled = _sample_and_score(batch, stages, clock)
-        finally:
-            stages.device.release()
+        with clock.waiting(stages.device):
+            sampled = _sample_and_score(missing, stages, clock)
         futures.append(stages.encoders.submit(_timed_encode, sampled, stages.config.output, clock))
         stages.on_batch(len(batch))
     for future in futures:
@@ -124,13 +153,61 @@ def _make(shard: Shard, digest: str, stages: Stages, stop: Callable[[], bool], c
     return [finished[draw.sample_id] for draw in shard.draws if draw.sample_id in finished], drained
 
 
+def _make_carefully(shard: Shard, digest: str, stages: Stages, stop: Callable[[], bool], clock: "_Clock") -> tuple[list[Outcome], bool]:
+    """As ``_make``, but for a shard that a process died over: one step after the other, each noted before and kept after."""
+    finished = load_partial(stages.store, shard, digest)
+    note = suspects.load(stages.store, shard.shard_id, digest)
+
+    def so_far() -> list[Outcome]:
+        return [finished[draw.sample_id] for draw in shard.draws if draw.sample_id in finished]
+
+    for batch in plan.batches(shard.draws, stages.config.sampling.batch_size):
+        for group in note.groups([draw for draw in batch if draw.sample_id not in finished]):
+            if stop():
+                suspects.save(stages.store, shard.shard_id, note)
+                return so_far(), True
+            with clock.waiting(stages.device):
+                if note.is_condemned(group[0]):
+                    sampled = [_killer(group[0], stages)]
+                else:
+                    suspects.save(stages.store, shard.shard_id, note, trying=group)
+                    sampled = _sample_and_score(group, stages, clock)
+                finished |= {outcome.draw.sample_id: outcome for outcome in _timed_encode(sampled, stages.config.output, clock)}
+                save_partial(stages.store, shard.shard_id, so_far(), digest)
+        stages.on_batch(len(batch))
+    suspects.save(stages.store, shard.shard_id, note)
+    return so_far(), False
+
+
+def _killer(draw: Draw, stages: Stages) -> Sampled:
+    why = f"the worker's process died or hung {suspects.DEATHS} times while it made this draw alone"
+    return failed(draw, stages.config.sampling.batch_size, "process_died", why, attempts=suspects.DEATHS)
+
+
 def _sample_and_score(batch: Sequence[Draw], stages: Stages, clock: "_Clock") -> list[Sampled]:
-    batch_size = stages.config.sampling.batch_size
-    with clock("sample"):
-        sampled = sample_batch(stages.model, batch, batch_size, stages.get_input)
-        clock.use(stages.model.take_usage() if isinstance(stages.model, Metered) else {})
-    with clock("score"):
-        score_batch(stages.scorers, sampled, batch_size)
+    """A batch that the device's memory does not hold is made in halves, and so are all later ones of this worker."""
+    device, planned = stages.device, stages.config.sampling.batch_size
+    while True:
+        size = min(planned, device.batch_size or planned)
+        try:
+            parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+            return [one for part in parts for one in _at_size(part, size, stages, clock)]
+        except OutOfMemory as error:
+            device.batch_size = size // 2
+            log.warning("a batch of %d does not fit into memory (%s); going on with %d", size, error, device.batch_size)
+
+
+def _at_size(part: Sequence[Draw], size: int, stages: Stages, clock: "_Clock") -> list[Sampled]:
+    try:
+        with clock("sample"):
+            sampled = sample_batch(stages.model, part, size, stages.get_input)
+            clock.use(stages.model.take_usage() if isinstance(stages.model, Metered) else {})
+        with clock("score"):
+            score_batch(stages.scorers, sampled, size)
+    except OutOfMemory as error:
+        if size > 1:
+            raise
+        return [failed(part[0], size, "out_of_memory", str(error), attempts=1)]
     return sampled
 
 
@@ -189,5 +266,16 @@ class _Clock:
         try:
             yield
         finally:
-            with self._lock:
-                self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            self._add(stage, time.perf_counter() - start)
+
+    @contextmanager
+    def waiting(self, device: Device) -> Iterator[None]:
+        """Hold the device; the wait for it counts as ``wait``."""
+        start = time.perf_counter()
+        with device():
+            self._add("wait", time.perf_counter() - start)
+            yield
+
+    def _add(self, stage: str, seconds: float) -> None:
+        with self._lock:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds

@@ -1,17 +1,22 @@
 """Where the bytes of a run lie: whole files under names, each visible complete or not at all.
 
-A local folder today; an object store behind the same five methods. Publishing is idempotent, so a zombie
-worker that writes late can only repeat what is there.
+A local folder, or an object store (``pipeline.object_store``) behind the same methods. Publishing is idempotent,
+so a zombie worker that writes late can only repeat what is there.
 """
 
 import contextlib
 import errno
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from schemas.errors import RunFolderError
+
+if TYPE_CHECKING:
+    from pipeline.object_store import ObjectStore
 
 _TEMPORARY = ".tmp"
 
@@ -33,20 +38,47 @@ class Store(Protocol):
         """Whether something is published under ``name``."""
         ...
 
+    def top_level(self) -> list[str]:
+        """Names of files and folders directly at the root, hidden ones left out. Raises RunFolderError if it is no folder."""
+        ...
+
     def list(self, folder: str) -> list[str]:
         """Names published in ``folder``, sorted; empty if there is no such folder."""
+        ...
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of each name published in ``folder``, without reading them."""
         ...
 
     def delete(self, name: str) -> None:
         """Remove ``name`` if it is there."""
         ...
 
+    def swap(self, name: str, old: bytes | None, new: bytes) -> bool:
+        """Publish ``new`` if ``name`` holds ``old`` (None: is not there) at that moment; whether it did.
+
+        Of several that swap at once, one succeeds.
+        """
+        ...
+
     def append(self, name: str, line: str) -> None:
         """Add one line to a log. The only write that is not atomic; readers skip a torn last line."""
         ...
 
+    def read_log(self, name: str) -> bytes:
+        """All lines of a log; empty if there is none."""
+        ...
+
+    def flush(self) -> None:
+        """Publish the lines of logs that are still held back."""
+        ...
+
     def remove_leftovers(self) -> None:
         """Remove unpublished temporary files that a crash left behind."""
+        ...
+
+    def reach(self) -> None:
+        """Raise RunFolderError, soon, if the place cannot be reached."""
         ...
 
 
@@ -77,6 +109,12 @@ class LocalStore:
     def exists(self, name: str) -> bool:
         return self.path(name).exists()
 
+    def top_level(self) -> list[str]:
+        root = Path(self.root)
+        if root.exists() and not root.is_dir():
+            raise RunFolderError(f"{root}: is a file; choose another --out")
+        return sorted(entry.name for entry in root.iterdir() if not entry.name.startswith(".")) if root.is_dir() else []
+
     def list(self, folder: str) -> list[str]:
         try:
             entries = sorted(os.listdir(self.path(folder)))
@@ -84,8 +122,33 @@ class LocalStore:
             return []
         return [f"{folder}/{entry}" for entry in entries if not entry.startswith(".")]
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        try:
+            with os.scandir(self.path(folder)) as entries:
+                return {f"{folder}/{entry.name}": entry.stat().st_size for entry in entries if not entry.name.startswith(".")}
+        except FileNotFoundError:
+            return {}
+
     def delete(self, name: str) -> None:
-        self.path(name).unlink(missing_ok=True)
+        try:
+            self.path(name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(self.path(name), error) from error
+
+    def swap(self, name: str, old: bytes | None, new: bytes) -> bool:
+        try:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+            with _locked(self.root):
+                try:
+                    found = self.get(name)
+                except FileNotFoundError:
+                    found = None
+                if found != old:
+                    return False
+                self.put(name, new)
+                return True
+        except OSError as error:
+            raise _unwritable(self.path(name), error) from error
 
     def append(self, name: str, line: str) -> None:
         target = self.path(name)
@@ -96,17 +159,51 @@ class LocalStore:
         except OSError as error:
             raise _unwritable(target, error) from error
 
+    def read_log(self, name: str) -> bytes:
+        try:
+            return self.get(name)
+        except FileNotFoundError:
+            return b""
+
+    def flush(self) -> None:
+        """Every line is in its file at once."""
+
     def remove_leftovers(self) -> None:
-        for temporary in Path(self.root).glob(f"*/.*{_TEMPORARY}"):
-            temporary.unlink(missing_ok=True)
+        root = Path(self.root)
+        for pattern in (f".*{_TEMPORARY}", f"*/.*{_TEMPORARY}"):
+            for temporary in root.glob(pattern):
+                self.delete(str(temporary.relative_to(root)))
+
+    def reach(self) -> None:
+        """A local path tells when it is used."""
 
 
-def open_store(root: str | Path) -> LocalStore:
-    """The store of a run folder."""
-    if "://" in str(root):
-        scheme = str(root).split("://", 1)[0]
-        raise RunFolderError(f"{root}: {scheme}:// run folders are not supported yet; give a local path")
-    return LocalStore(root)
+def is_url(root: str | Path) -> bool:
+    """Whether a run folder lies in an object store: ``s3://bucket/folder``, ``gs://bucket/folder``."""
+    return "://" in str(root)
+
+
+def open_store(root: str | Path) -> Store:
+    """The store of a run folder. Raises RunFolderError if it can be none; the network is not touched yet."""
+    return open_objects(str(root)) if is_url(root) else LocalStore(root)
+
+
+def open_objects(url: str) -> "ObjectStore":
+    """The store of a run folder in an object store; its client is imported only then."""
+    from pipeline.object_store import ObjectStore
+
+    return ObjectStore(url)
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Among processes that look at the folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _write_and_rename(target: Path, data: bytes) -> None:

@@ -18,6 +18,7 @@ from pipeline.models.resolve import ModelCard
 from pipeline.scorers.resolve import ScorerCard
 from pipeline.shard import Stages, run_shard
 from pipeline.store import open_store
+from schemas import layout
 from schemas.config import JobConfig
 from schemas.records import ShardResult
 
@@ -63,10 +64,12 @@ class ShardWorker:
         """What the worker keeps loaded."""
         return self._stages
 
-    def run(self, shard_id: int, *, keep_failures: bool = True) -> ShardResult:
-        """Make and commit one shard of the plan."""
-        shard = plan.read_shard(self._stages.store, shard_id)
-        return run_shard(shard, self._stages, stop=self._stop.is_set, keep_failures=keep_failures)
+    def run(self, shard_id: int, *, keep_failures: bool = True, carefully: bool = False) -> ShardResult:
+        """Make and commit one shard of the plan; carefully if a worker died over it."""
+        store = self._stages.store
+        shard = plan.read_shard(store, shard_id)
+        carefully = carefully or store.exists(layout.suspects_file(shard_id))
+        return run_shard(shard, self._stages, stop=self._stop.is_set, keep_failures=keep_failures or carefully, carefully=carefully)
 
     def stop(self) -> None:
         """Finish the current batch, put unfinished shards aside, take no further ones."""

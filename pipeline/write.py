@@ -79,6 +79,7 @@ def commit_shard(
     )
     store.put(layout.done_file(shard.shard_id), json.dumps(asdict(marker), indent=1).encode())
     store.delete(layout.partial_file(shard.shard_id))
+    store.delete(layout.suspects_file(shard.shard_id))
     shared = ("shard_id", "accepted", "rejected", "failed", "num_bytes", "worker", "seconds", "usage")
     return ShardResult(**{name: getattr(marker, name) for name in shared})
 

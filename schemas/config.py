@@ -225,9 +225,14 @@ class ExecutorConfig(Section):
 
     kind: Literal["ray", "local"] = Field(default="ray", description="'ray' actors, or 'local': this process")
     address: str | None = Field(default=None, description="Ray cluster to join; without it one is started on this machine")
-    actors: int | None = Field(default=None, ge=1, description="workers; one per GPU, or per cpu_threads CPU cores, if not given")
+    actors: int | None = Field(
+        default=None, ge=1, description="workers; one per GPU, or per cpu_threads CPU cores, if not given, and more as nodes join"
+    )
     gpus_per_actor: float | None = Field(default=None, ge=0, description="1 where the cluster has GPUs, else 0, if not given")
-    max_attempts: int = Field(default=3, ge=1, description="tries at a shard whose worker dies, before its draws are dead-lettered")
+    max_attempts: int = Field(default=3, ge=1, description="tries at a shard whose worker dies, before it is left for a later run")
+    batch_seconds: float | None = Field(
+        default=1800, gt=0, description="a Ray worker that takes longer for one batch is killed, and the shard tried elsewhere; null: never"
+    )
 
 
 Scorers = Annotated[

@@ -11,7 +11,9 @@
     RUN/failed/00017.json         dead letters of a shard that has failed draws
     RUN/done/00017.json           commit marker, written last; readers trust only shards that have one
     RUN/partial/00017.parquet     batches of a shard that was stopped half-way; gone once it is done
-    RUN/events.jsonl              what happened when
+    RUN/partial/00017.json        draws of a shard that a worker's process died over; gone once it is done
+    RUN/events.jsonl              what happened when; in an object store a folder of pieces, in order
+    RUN/lease.json                the driver that is at work; gone when it has ended
 """
 
 JOB = "job.yaml"
@@ -24,6 +26,7 @@ DONE = "done"
 FAILED = "failed"
 PARTIAL = "partial"
 EVENTS = "events.jsonl"
+LEASE = "lease.json"
 
 SHARDS_PER_PLAN_FILE = 1000
 
@@ -61,6 +64,11 @@ def done_file(shard_id: int) -> str:
 def partial_file(shard_id: int) -> str:
     """Finished batches of a shard that was asked to stop."""
     return f"{PARTIAL}/{shard_id:05d}.parquet"
+
+
+def suspects_file(shard_id: int) -> str:
+    """Draws of one shard that a worker's process died over; gone once it is done."""
+    return f"{PARTIAL}/{shard_id:05d}.json"
 
 
 def shard_of(name: str) -> int | None:

@@ -150,7 +150,8 @@ class ShardResult:
     """All that comes back from a worker: counts and seconds, never images.
 
     ``drained`` tells that the worker was asked to stop and left the shard part done, to be resumed.
-    ``seconds`` are wall-clock seconds per stage, ``usage`` what an endpoint counted.
+    ``seconds`` are wall-clock seconds per stage, ``usage`` what an endpoint counted. ``batch_size`` is the largest
+    batch that fits the worker's device, None while the planned one does.
     """
 
     shard_id: int
@@ -162,6 +163,7 @@ class ShardResult:
     worker: str = ""
     drained: bool = False
     usage: Mapping[str, float] = field(default_factory=dict)
+    batch_size: int | None = None
 
     @property
     def draws(self) -> int:

@@ -62,7 +62,7 @@ _VERDICT: list[tuple[str, pa.DataType, bool, str]] = [
     ("status", _TEXT, False, "accepted, rejected or failed"),
     ("reason", _TEXT, True, "rule that rejected, or error code of a failure; null when accepted"),
     ("error", _TEXT, True, "full error of a failed draw"),
-    ("attempts", _INT, False, "tries that the draw took"),
+    ("attempts", _INT, False, "tries of the draw by itself; 1 if it came out in its batch, or only its batch-mates failed"),
     (
         "rank_in_prompt",
         _INT,
@@ -145,6 +145,20 @@ def metadata_row(outcome: Outcome, verdict: Verdict, shard_id: int, versions: Ma
         }
     row |= {"status": verdict.status.value, "reason": verdict.reason, "error": outcome.error, "attempts": outcome.attempts}
     return row | {"rank_in_prompt": verdict.rank_in_prompt, "is_best": verdict.is_best}
+
+
+def outcome_from_row(row: Mapping[str, Any], image: bytes | None, scorers: Iterable[str]) -> Outcome:
+    """Inverse of ``metadata_row``, given the draw's encoded image."""
+    names = [name for name, *_ in _OUTCOME if name not in ("format", "num_bytes")]
+    return Outcome(
+        draw=draw_from_row(row),
+        image=image,
+        scores={scorer: row[f"{scorer}_score"] for scorer in scorers if image is not None},
+        scores_truncated={scorer: row[f"{scorer}_truncated"] for scorer in scorers if image is not None},
+        error=row["error"],
+        attempts=row["attempts"],
+        **{name: row[name] for name in names},
+    )
 
 
 def image_row(outcome: Outcome, image_format: str) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Fakes behind the pipeline's own protocols, for faults and for speed. Real models are used where pixels matter.
 
 Words in a prompt make the fake model misbehave: ``RAISE`` (the batch raises), ``NAN`` (not finite),
-``BLANK`` (one flat colour), ``EXIT`` (the process dies, once per marker file), ``SLOW`` (a twentieth of a second).
+``BLANK`` (one flat colour), ``EXIT`` (the process dies, once per marker file), ``SLOW`` (a twentieth of a second),
+``SEGFAULT`` (the process dies), ``HANG`` (for ever), ``UNLESS path`` (raises until that file is there).
 """
 
+import ctypes
 import os
 import time
 from collections.abc import Sequence
@@ -42,11 +44,14 @@ class FakeModel:
     name = CARD.name
     revision = CARD.revision
 
-    def __init__(self) -> None:
+    def __init__(self, largest_batch: int = 1000) -> None:
         self.calls: list[int] = []
+        self.largest_batch = largest_batch
 
     def generate(self, draws: Sequence[Draw], conditions: Sequence[Conditions] = ()) -> Generated:
         self.calls.append(len(draws))
+        if len(draws) > self.largest_batch:
+            raise OutOfMemoryError(f"CUDA out of memory. Tried to allocate {len(draws)}.00 GiB")
         for draw in draws:
             _misbehave(draw.prompt)
         images = np.stack([_image(draw) for draw in draws])
@@ -58,6 +63,10 @@ class FakeModel:
             prompt_truncated=[count > 75 for count in words],
             safety_flagged=[None] * len(draws),
         )
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch names it."""
 
 
 class Brightness:
@@ -74,6 +83,11 @@ class Brightness:
 def load_fake(card: ModelCard, config: ModelConfig) -> FakeModel:
     """Stands in for ``pipeline.models.load_model``."""
     return FakeModel()
+
+
+def load_small(card: ModelCard, config: ModelConfig) -> FakeModel:
+    """A model on a device that holds two images at a time."""
+    return FakeModel(largest_batch=2)
 
 
 def fake_config(**sections: Any) -> JobConfig:
@@ -159,6 +173,12 @@ def _image(draw: Draw) -> np.ndarray:
 def _misbehave(prompt: str) -> None:
     if "SLOW" in prompt:
         time.sleep(0.05)
+    if "SEGFAULT" in prompt:
+        ctypes.string_at(0)
+    if "HANG" in prompt:
+        time.sleep(3600)
+    if "UNLESS" in prompt and not Path(prompt.split("UNLESS ", 1)[1]).exists():
+        raise RuntimeError("the file is not there")
     if "RAISE" in prompt:
         raise RuntimeError("the model does not like this prompt")
     if "EXIT" in prompt:

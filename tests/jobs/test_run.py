@@ -204,6 +204,31 @@ def test_kill_9_of_an_actor_in_a_shard_changes_nothing(tmp_path: Path) -> None:
     assert dataset(out) == dataset(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
+def test_a_prompt_that_kills_every_worker_is_dead_lettered_and_the_rest_goes_on(tmp_path: Path) -> None:
+    texts = [f"picture {n}" for n in range(12)]
+    texts[5] = "SEGFAULT"
+    job = fake_job(tmp_path, prompts={"texts": texts, "draws_per_prompt": 1}, executor=RAY2)
+    report = make(job, tmp_path / "run")
+    assert (report.exit_code, report.accepted, report.failed, report.abandoned) == (1, 11, 1, 0)
+    failed = [row for row in pq.read_table(tmp_path / "run" / "metadata").to_pylist() if row["status"] == "failed"]
+    assert [(row["prompt"], row["reason"]) for row in failed] == [("SEGFAULT", "process_died")]
+    texts[5] = "RAISE"
+    make(fake_job(tmp_path, prompts={"texts": texts, "draws_per_prompt": 1}), tmp_path / "clean")
+    assert (tmp_path / "run" / layout.images_file(0)).read_bytes() == (tmp_path / "clean" / layout.images_file(0)).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_killed_and_its_prompt_found(tmp_path: Path) -> None:
+    texts = [f"picture {n}" for n in range(6)]
+    texts[1] = "HANG"
+    executor = RAY2 | {"batch_seconds": 2.0}
+    job = fake_job(tmp_path, prompts={"texts": texts, "draws_per_prompt": 1}, sampling={"batch_size": 2}, executor=executor)
+    report = make(job, tmp_path / "run")
+    assert (report.exit_code, report.accepted, report.failed) == (1, 5, 1)
+    assert "worker_hung" in events(tmp_path / "run")
+
+
 def test_an_output_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunFolderError, match="is a file; choose another --out"):

@@ -1,8 +1,9 @@
 """A bad draw is isolated from its batch; every image is made at the planned batch size."""
 
 import numpy as np
+import pytest
 
-from pipeline.sample import sample_batch, score_batch
+from pipeline.sample import ATTEMPTS, OutOfMemory, sample_batch, score_batch
 from tests.fakes import Brightness, FakeModel, make_draw, scorer_card
 
 NO_INPUTS = {}.__getitem__
@@ -23,8 +24,8 @@ def test_a_draw_that_raises_fails_alone() -> None:
     draws = [make_draw(0), make_draw(1, prompt="RAISE"), make_draw(2)]
     found = sample_batch(model, draws, 4, NO_INPUTS)
     assert [one.error for one in found] == [None, "sampler_error: RuntimeError: the model does not like this prompt", None]
-    assert [one.attempts for one in found] == [2, 2, 2]
-    assert model.calls == [4] * 4
+    assert [one.attempts for one in found] == [1, ATTEMPTS, 1]
+    assert model.calls == [4] * (1 + 1 + 1 + ATTEMPTS + 1)  # all, the first, the other two, the second, the third
 
 
 def test_neighbours_of_a_bad_draw_keep_their_images() -> None:
@@ -61,3 +62,14 @@ def test_a_scorer_may_say_that_it_cannot_tell() -> None:
     score_batch([SCORER], sampled, 1)
     assert np.isnan(sampled[0].scores["bright"])
     assert sampled[0].scores_truncated == {"bright": None}
+
+
+def test_memory_that_is_too_small_is_no_draw_s_fault() -> None:
+    class Hungry(Brightness):
+        def score(self, images_NHWC, prompts):
+            raise RuntimeError("CUDA out of memory. Tried to allocate 3 GiB")
+
+    with pytest.raises(OutOfMemory, match=r"3\.00 GiB"):
+        sample_batch(FakeModel(largest_batch=2), [make_draw(0), make_draw(1), make_draw(2)], 3, NO_INPUTS)
+    with pytest.raises(OutOfMemory, match="3 GiB"):
+        score_batch([Hungry(scorer_card())], sample_batch(FakeModel(), [make_draw(0)], 2, NO_INPUTS), 2)

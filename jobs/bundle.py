@@ -1,0 +1,89 @@
+"""What travels with a submitted job: its configuration, its prompt file, its own scorers. What cannot travel is refused by name."""
+
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from pipeline.store import is_url
+from schemas.config import JobConfig
+from schemas.config_load import load
+from schemas.errors import ConfigError
+
+LARGEST_BYTES = 100 * 1024**2  # what Ray takes as a job's files without complaint
+CONFIG = "job.yaml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """Files in a folder of their own, the command that runs there, and where the dataset goes."""
+
+    folder: Path
+    command: str
+    out: str
+
+
+def bundle(config_path: Path, folder: Path, *, out: str | None = None, overrides: Sequence[str] = ()) -> Bundle:
+    """Gather a job's files in ``folder``. Raises UserError if a machine of the cluster could not see all that it needs."""
+    config = load(config_path, overrides)
+    base_dir = config_path.resolve().parent
+    where = _output(out or config.output.dir)
+    raw = config.model_dump(mode="json")
+    raw["output"]["dir"] = where
+    raw["executor"] |= {"kind": "ray", "address": "auto"}
+    _refuse_local(config, base_dir)
+    if config.prompts.file:
+        source = base_dir / Path(config.prompts.file).expanduser()
+        _copy(source, folder / source.name, "prompts.file")
+        raw["prompts"]["file"] = source.name
+    for name, scorer in config.scorers.items():
+        file = Path(scorer.type.partition(":")[0].replace(".", "/") + ".py")
+        if ":" in scorer.type and (base_dir / file).is_file():
+            _copy(base_dir / file, folder / file, f"scorers.{name}")
+    (folder / CONFIG).write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
+    return Bundle(folder=folder, command=shlex.join(["promptmill", "run", CONFIG, "--out", where]), out=where)
+
+
+def _output(out: str | None) -> str:
+    if out is None:
+        raise ConfigError(
+            "--out: a submitted job needs a place for its dataset that every machine sees: s3://bucket/folder, or an absolute path"
+        )
+    if not is_url(out) and not Path(out).is_absolute():
+        raise ConfigError(
+            f"--out {out}: lies on this machine; give s3://bucket/folder, or an absolute path that every machine of the cluster sees"
+        )
+    return out
+
+
+def _refuse_local(config: JobConfig, base_dir: Path) -> None:
+    """Input images and model folders are too large to travel; model folders may be named by an absolute path."""
+    if config.sampling.mode != "text-to-image":
+        raise ConfigError(
+            f"sampling.mode {config.sampling.mode}: the input images that the prompts name do not travel;"
+            " put job and images where every machine sees them, and run 'promptmill run' on the head with executor.address=auto"
+        )
+    named = {"model.id": config.model.id} | {f"scorers.{name}.model": card.model for name, card in config.scorers.items() if card.model}
+    for key, value in named.items():
+        if value != "demo" and not Path(value).is_absolute() and (base_dir / value).is_dir():
+            raise ConfigError(
+                f"{key} {value}: is a folder on this machine, and model folders do not travel; give a hub name,"
+                " or the absolute path of a folder that every machine of the cluster sees"
+            )
+
+
+def _copy(source: Path, target: Path, key: str) -> None:
+    try:
+        num_bytes = source.stat().st_size
+        if num_bytes > LARGEST_BYTES:
+            raise ConfigError(
+                f"{key} {source}: {num_bytes / 1024**2:,.0f} MiB are too many to travel with a job (at most {LARGEST_BYTES // 1024**2});"
+                " put the file where every machine sees it and run 'promptmill run' on the head instead"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise ConfigError(f"{key} {source}: cannot be read: {error.strerror}; it must travel with the job") from None

@@ -1,0 +1,60 @@
+"""Nodes that join and leave while a run goes on. GPUs are pretended, Ray is real."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs import ray_pool
+from jobs.run import Tally
+from jobs.run_dir import RunDir
+from jobs.verify import verify
+from schemas.errors import ConfigError
+from tests.fakes import fake_job
+from tests.jobs.test_run import events, make
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setattr(ray_pool, "LOOK_SECONDS", 0.5)
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    made.add_node(num_cpus=1, num_gpus=1)
+    yield made
+    with contextlib.suppress(Exception):
+        made.shutdown()
+
+
+def test_a_node_that_joins_is_used_and_one_that_leaves_is_not_missed(tmp_path: Path, cluster) -> None:
+    texts = [f"SLOW picture {n}" for n in range(600)]
+    job = fake_job(tmp_path, prompts={"texts": texts, "draws_per_prompt": 1}, executor={"kind": "ray", "address": cluster.address})
+    nodes, left = [], []
+
+    def on_tally(tally: Tally) -> None:
+        if not nodes and tally.committed:
+            nodes.append(cluster.add_node(num_cpus=1, num_gpus=1))
+        if not left and tally.workers == 2:
+            left.append(cluster.remove_node(nodes[0], allow_graceful=False))
+
+    report = make(job, tmp_path / "run", on_tally=on_tally)
+    assert (report.exit_code, report.accepted, len(left)) == (0, 600, 1)
+    assert events(tmp_path / "run").count("worker_ready") >= 2
+    assert verify(RunDir.open(tmp_path / "run")).ok
+
+
+def test_a_cluster_with_too_few_gpus_is_refused_at_once(tmp_path: Path, cluster) -> None:
+    job = fake_job(tmp_path, executor={"kind": "ray", "address": cluster.address, "gpus_per_actor": 2.0})
+    with pytest.raises(ConfigError, match="an actor needs 2 GPUs, the cluster has 1; lower it"):
+        make(job, tmp_path / "run")
+    assert os.listdir(tmp_path / "run")

@@ -1,0 +1,144 @@
+"""A run folder at an S3 URL: run, resume, status, query, verify and show do there what they do on a disk."""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.query import query
+from jobs.run import RunReport, Tally
+from jobs.run_dir import RunDir
+from jobs.show import contact_sheet
+from jobs.status import status
+from jobs.verify import verify
+from pipeline.store import Store, open_store
+from schemas import layout
+from schemas.errors import QueryError, RunFolderError
+from tests.fakes import LOADER, fake_job
+from tests.jobs.test_bad_input import refused
+from tests.jobs.test_run import VOLATILE, dataset, make
+from tests.s3 import BUCKET, proxy, s3_server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def endpoint() -> Iterator[str]:
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> str:
+    return f"s3://{BUCKET}/{request.node.name}/run"
+
+
+def objects(url: str) -> dict[str, bytes]:
+    """As ``dataset`` for a folder."""
+    store = open_store(url)
+    folders = (layout.PLAN, layout.METADATA, layout.IMAGES, layout.FAILED, layout.PARTIAL)
+    top = [name for name in store.top_level() if not name.startswith((*VOLATILE, *folders))]
+    return {name: store.get(name) for name in (*top, *(name for folder in folders for name in store.list(folder)))}
+
+
+def test_a_run_writes_the_bytes_that_it_writes_to_a_disk(tmp_path: Path, url: str) -> None:
+    texts = ["fine", "RAISE", "BLANK", "also fine", *(f"picture {n}" for n in range(8))]
+    job = fake_job(tmp_path, prompts={"texts": texts})
+    assert run_to(job, url).exit_code == 1
+    make(job, tmp_path / "run")
+    assert objects(url) == dataset(tmp_path / "run")
+
+
+def run_to(job, url: str, **options) -> RunReport:
+    from jobs.run import run
+
+    return run(job, out=url, model_loader=LOADER, **options)
+
+
+def test_a_stopped_run_resumes_there(tmp_path: Path, url: str) -> None:
+    job = fake_job(tmp_path, prompts={"texts": [f"SLOW picture {n}" for n in range(40)], "draws_per_prompt": 1})
+    stop = threading.Event()
+
+    def on_tally(tally: Tally) -> None:
+        if tally.sampled and not stop.is_set():
+            stop.set()
+            os.kill(os.getpid(), 2)
+
+    assert run_to(job, url, on_tally=on_tally).stopped
+    assert status(RunDir.open(url)).state == "stopped"
+    report = run_to(job, url)
+    assert (report.exit_code, report.accepted) == (0, 40)
+    make(job, tmp_path / "whole")
+    assert objects(url) == dataset(tmp_path / "whole")
+    found = status(RunDir.open(url))
+    assert (found.state, found.starts, found.draws_done) == ("finished", 2, 40)
+
+
+def test_requests_that_fail_now_and_then_change_nothing(tmp_path: Path, url: str, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(method: str, path: str, number: int) -> str | None:
+        return {3: "500", 5: "late 500"}.get(number % 7)
+
+    job = fake_job(tmp_path)
+    with proxy(endpoint, fault) as faulty:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", faulty)
+        assert run_to(job, url).exit_code == 0
+        make(job, tmp_path / "run")
+        assert objects(url) == dataset(tmp_path / "run")
+
+
+def test_a_finished_run_can_be_read_checked_and_shown(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run_to(fake_job(tmp_path), url)
+    run = RunDir.open(url)
+    assert query([url], "select count(*) as n from metadata where status = 'accepted'").to_pylist() == [{"n": 20}]
+    joined = "select count(*) as n from metadata join images using (sample_id) where octet_length(image.bytes) > 0"
+    assert query([url], joined).to_pylist() == [{"n": 20}]
+    assert verify(run).summary() == "no problem in 3 of 3 shards, 20 draws, 20 images"
+    assert contact_sheet(url, tmp_path / "sheet.png", where="true", limit=4) == 4
+    run.store.put(layout.images_file(1), run.store.get(layout.images_file(1))[:-1])
+    assert [problem.file for problem in verify(run).problems] == [layout.images_file(1)]
+    make_local = fake_job(tmp_path)
+    make(make_local, tmp_path / "run")
+    both = query([url, tmp_path / "run"], "select run, count(*) as n from metadata group by all order by n, run")
+    assert both["n"].to_pylist() == [20, 20]
+
+
+def test_a_query_there_reaches_nothing_else(tmp_path: Path, url: str) -> None:
+    run_to(fake_job(tmp_path), url)
+    (tmp_path / "secret.csv").write_text("a\n1\n")
+    for sql in (f"select * from '{tmp_path}/secret.csv'", f"select * from read_parquet('{url}/metadata/00000.parquet')"):
+        with pytest.raises(QueryError):
+            query([url], sql)
+
+
+def test_a_truncated_file_is_made_again_and_reported(tmp_path: Path, url: str) -> None:
+    run_to(fake_job(tmp_path), url)
+    store: Store = open_store(url)
+    before = objects(url)
+    store.put(layout.images_file(1), b"PAR1")
+    said: list[str] = []
+    assert run_to(fake_job(tmp_path), url, on_message=said.append).made_now == 8
+    assert objects(url) == before
+    assert any("done/00001.json: its files have" in line for line in said)
+    events = [json.loads(line) for line in store.read_log(layout.EVENTS).splitlines()]
+    assert "shard_damaged" in [event["event"] for event in events]
+
+
+def test_no_credential_is_written_anywhere(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush-hush")
+    run_to(fake_job(tmp_path), url)
+    store = open_store(url)
+    everything = [store.get(layout.JOB), store.read_log(layout.EVENTS), *objects(url).values()]
+    assert not any(b"hush-hush-hush" in data for data in everything)
+
+
+def test_a_prefix_with_other_things_in_it_is_refused(tmp_path: Path, url: str) -> None:
+    open_store(url).put("thesis.txt", b"mine")
+    with pytest.raises(RunFolderError, match="is not empty and holds no promptmill run"):
+        run_to(fake_job(tmp_path), url)
+
+
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_a_place_that_is_no_run_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert "s3://nowhere/run: there is no such bucket" in refused(capsys, command, "s3://nowhere/run")
+    assert f"s3://{BUCKET}/nothing: is not a run folder" in refused(capsys, command, f"s3://{BUCKET}/nothing")
