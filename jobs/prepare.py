@@ -10,8 +10,9 @@ from pipeline.models.resolve import ModelCard, check_sampling, image_size, resol
 from pipeline.plan import expand
 from pipeline.prompts import read_prompts
 from pipeline.scorers.resolve import ScorerCard, resolve_scorer
-from schemas.config import JobConfig
+from schemas.config import JobConfig, SamplingConfig
 from schemas.config_load import load
+from schemas.errors import PromptError
 from schemas.records import Draw, Prompt
 
 RECORDED = ("promptmill", "torch", "diffusers", "transformers", "open_clip_torch", "ray", "pyarrow", "pillow", "numpy")
@@ -36,19 +37,26 @@ class Prepared:
         """The prompts, from the start. Raises UserError at one that cannot be drawn."""
         sampling = self.config.sampling
         for prompt in read_prompts(self.config.prompts, base_dir=self.base_dir, mode=sampling.mode):
+            if twice := sampling.sweep.keys() & prompt.sampling.keys():
+                name = min(twice)
+                raise PromptError(f"prompt {prompt.id}: sets {name}, and sampling.sweep has {name} too; take one of them out")
             if prompt.sampling or self.model.input_scale > 1:
-                width, height = image_size(self.model, sampling, prompt)
-                own = sampling.model_copy(update={**prompt.sampling, "width": width, "height": height})
-                check_sampling(self.model, own, f"prompt {prompt.id}: ")
+                for setting in self.settings(prompt):
+                    check_sampling(self.model, setting, f"prompt {prompt.id}: ")
             yield prompt
 
     def expand(self, prompt: Prompt) -> Iterator[Draw]:
         """The draws of one prompt."""
-        width, height = image_size(self.model, self.config.sampling, prompt)
         card = self.model
-        return expand(
-            prompt, self.config, model=card.name, revision=card.revision, width=width, height=height, input_scale=card.input_scale
-        )
+        return expand(prompt, self.config, self.settings(prompt), model=card.name, revision=card.revision, input_scale=card.input_scale)
+
+    def settings(self, prompt: Prompt) -> list[SamplingConfig]:
+        """How a prompt is drawn: each setting of the sweep, with what the prompt sets for itself, its size known."""
+        found = []
+        for sampling in self.config.sampling.settings():
+            width, height = image_size(self.model, sampling, prompt)
+            found.append(sampling.model_copy(update={**prompt.sampling, "width": width, "height": height}))
+        return found
 
     def job(self) -> JobRecord:
         """What ``job.yaml`` records."""
@@ -60,7 +68,8 @@ def prepare(config_path: str | Path, overrides: Sequence[str] = ()) -> Prepared:
     config = load(config_path, overrides)
     base_dir = Path(config_path).resolve().parent
     model = resolve_model(config.model, base_dir=base_dir, mode=config.sampling.mode)
-    check_sampling(model, config.sampling)
+    for sampling in config.sampling.settings():
+        check_sampling(model, sampling)
     scorers = tuple(resolve_scorer(name, scorer, base_dir=base_dir) for name, scorer in config.scorers.items())
     return Prepared(name=Path(config_path).stem, config=config, base_dir=base_dir, model=model, scorers=scorers)
 

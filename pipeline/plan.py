@@ -29,12 +29,17 @@ ExpandPrompt = Callable[[Prompt], Iterator[Draw]]
 
 
 def expand(
-    prompt: Prompt, config: JobConfig, *, model: str, revision: str, width: int, height: int, input_scale: int = 1
+    prompt: Prompt, config: JobConfig, settings: Sequence[SamplingConfig], *, model: str, revision: str, input_scale: int = 1
 ) -> Iterator[Draw]:
-    """The draws of one prompt, of this size in pixels; ``input_scale`` is how much larger they are than the init image."""
-    sampling = config.sampling.model_copy(update=dict(prompt.sampling))
+    """The draws of one prompt. The settings of a sweep start from the same noise, so that they can be compared.
+
+    ``settings`` name their width and height; ``input_scale`` is how much larger these are than the init image.
+    """
+    each = config.prompts.draws_per_prompt
     sha256 = {role: image.sha256 for role, image in prompt.images.items()}
-    for index in range(config.prompts.draws_per_prompt):
+    for index, sampling in enumerate(setting for setting in settings for _ in range(each)):
+        assert sampling.width is not None
+        assert sampling.height is not None
         yield Draw(
             prompt_id=prompt.id,
             draw_index=index,
@@ -50,9 +55,9 @@ def expand(
             steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
             strength=sampling.strength or STRENGTH.get(sampling.mode),
-            width=width,
-            height=height,
-            seed=noise_seed(config.seed, prompt.id, index),
+            width=sampling.width,
+            height=sampling.height,
+            seed=noise_seed(config.seed, prompt.id, index % each),
             dtype=config.model.dtype,
             init_sha256=sha256.get("init"),
             mask_sha256=sha256.get("mask"),

@@ -1,4 +1,4 @@
-"""Prompt sources as a stream of ``Prompt``: txt, csv, jsonl, parquet, or texts from the configuration.
+"""Prompt sources as a stream of ``Prompt``: txt, csv, jsonl, parquet, or texts or templates from the configuration.
 
 One row is held at a time, with its input images. Every problem names the file and the row.
 """
@@ -13,13 +13,12 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pipeline.inputs import InputReader
-from schemas.config import PromptsConfig, SamplingConfig
+from pipeline.templates import template_rows
+from schemas.config import PROMPT_COLUMNS, SAMPLING_COLUMNS, PromptsConfig, SamplingConfig
 from schemas.errors import PromptError
 from schemas.modes import INPUTS, ROLES, Mode, Role, column
 from schemas.records import InputImage, Prompt
 
-SAMPLING_COLUMNS = ("steps", "guidance_scale", "strength", "control_scale", "width", "height")
-_RESERVED = ("id", "prompt", "negative_prompt", "label", *SAMPLING_COLUMNS, *map(column, ROLES))
 _Row = tuple[int, Mapping[str, object]]  # number shown in errors, columns
 
 
@@ -31,7 +30,10 @@ def read_prompts(config: PromptsConfig, *, base_dir: Path, mode: Mode = "text-to
     if config.texts is not None:
         rows = enumerate({"prompt": text} for text in config.texts)
         return _prompts(rows, "prompts.texts", "entry", InputReader(base_dir), mode)
-    assert config.file is not None  # PromptsConfig demands one of the two
+    if config.template is not None:
+        rows = template_rows(config, base_dir=base_dir)
+        return _prompts(rows, "prompts.template", "combination", InputReader(base_dir), mode)
+    assert config.file is not None  # PromptsConfig demands one of the three
     path = base_dir / config.file
     if not path.is_file():
         raise PromptError(f"{path}: there is no such prompt file; 'prompts' is relative to the configuration file's folder")
@@ -59,7 +61,7 @@ def _prompt(row: Mapping[str, object], number: int, where: str, images: InputRea
     if not text.strip():
         raise PromptError(f"{where}: the prompt is empty; write a text or take the row out")
     given = row.get("id")
-    tags = {str(k): _tag(v) for k, v in row.items() if k not in _RESERVED and v is not None}
+    tags = {str(k): _tag(v) for k, v in row.items() if k not in PROMPT_COLUMNS and v is not None}
     return Prompt(
         id=f"{number:06d}" if given in (None, "") else str(given),
         text=_encodable(text, where),

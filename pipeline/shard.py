@@ -246,7 +246,7 @@ def _looks_broken(outcomes: Sequence[Outcome]) -> bool:
 
 def _rankable(config: JobConfig) -> bool:
     """Whether every prompt lies whole in one shard."""
-    return config.prompts.draws_per_prompt <= config.output.shard_size
+    return config.images_per_prompt <= config.output.shard_size
 
 
 class _Clock:

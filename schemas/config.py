@@ -4,11 +4,18 @@ Input paths are relative to the configuration file; ``output.dir`` is relative t
 """
 
 import re
+from itertools import product
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from schemas.modes import STRENGTH, Mode
+from schemas.modes import ROLES, STRENGTH, Mode, column
+
+SAMPLING_COLUMNS = ("steps", "guidance_scale", "strength", "control_scale", "width", "height")
+"""Fields of ``sampling`` that a prompt may set for itself."""
+
+PROMPT_COLUMNS = ("id", "prompt", "negative_prompt", "label", *SAMPLING_COLUMNS, *map(column, ROLES))
+"""Columns of a prompt source that are not tags."""
 
 
 class Section(BaseModel):
@@ -22,14 +29,34 @@ def _shorthand(key: str) -> BeforeValidator:
     return BeforeValidator(lambda value: value if isinstance(value, dict | BaseModel) else {key: value})
 
 
+class ValueConfig(Section):
+    """One value of a template's variable."""
+
+    text: str = Field(description="text in the prompt")
+    label: str | None = Field(default=None, description="label of the prompts that have it, for `prompts.label`; the text if not given")
+    weight: float = Field(default=1.0, gt=0, description="how often it is taken, against the others, when combinations are sampled")
+
+
 class PromptsConfig(Section):
-    """Where prompts come from: exactly one of ``file`` and ``texts``."""
+    """Where prompts come from: exactly one of ``file``, ``texts`` and ``template``."""
 
     file: str | None = Field(
         default=None,
         description="txt (a prompt per line), csv, jsonl or parquet; columns: prompt (id, negative_prompt, label); others become tags",
     )
     texts: list[str] | None = Field(default=None, description="prompts written here")
+    template: str | list[str] | None = Field(
+        default=None, description="one or more texts with slots, such as 'a {size} {red|blue} __thing__'; see docs/templates.md"
+    )
+    variables: dict[str, list[str | int | float | ValueConfig]] = Field(
+        default_factory=dict, description="values of the template's variables; each becomes a tag of its prompts"
+    )
+    wildcards: str = Field(default="wildcards", description="folder of the template's __name__ files, name.txt, a value per line")
+    label: str | None = Field(default=None, description="slot of the template whose value is the prompt's label")
+    sample: int | None = Field(default=None, ge=1, description="draw so many combinations by weight, instead of making all of them")
+    per_label: int | None = Field(default=None, ge=1, description="draw so many combinations for each value of `label`")
+    sample_seed: int = Field(default=0, ge=0, description="seed of the drawn combinations")
+    max_prompts: int = Field(default=100_000, ge=1, description="a template that makes more is refused")
     image_folders: list[str] = Field(
         default_factory=list, description="further folders that input images may lie in; always allowed is the prompt file's own"
     )
@@ -37,8 +64,18 @@ class PromptsConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.file is None) == (self.texts is None):
-            raise ValueError("give exactly one of 'file' and 'texts'")
+        if sum(source is not None for source in (self.file, self.texts, self.template)) != 1:
+            raise ValueError("give exactly one of 'file', 'texts' and 'template'")
+        if self.template == []:
+            raise ValueError("'template' is an empty list; write at least one text")
+        taken = [name for name in self.variables if name in PROMPT_COLUMNS or not name.isidentifier()]
+        if taken:
+            raise ValueError(f"variables: {taken[0]!r} cannot be the name of a variable; use another of letters, digits and _")
+        empty = [name for name, values in self.variables.items() if not values]
+        if empty:
+            raise ValueError(f"variables: {empty[0]!r} has no values; write at least one")
+        if self.per_label is not None and (self.label is None or self.sample is not None):
+            raise ValueError("'per_label' needs 'label', and excludes 'sample'")
         return self
 
 
@@ -162,6 +199,35 @@ class SamplingConfig(Section):
         le=4096,
         description="images per call of the model; short batches are padded, so that every image sees the same shape",
     )
+    sweep: dict[str, list[str | int | float]] = Field(
+        default_factory=dict,
+        description="lists of values for scheduler or any field that a prompt may set; every prompt is drawn with each setting",
+    )
+    sweep_mode: Literal["product", "zip"] = Field(default="product", description="all combinations of the lists, or first with first")
+
+    @model_validator(mode="after")
+    def _sweepable(self) -> Self:
+        known = (*SAMPLING_COLUMNS, "scheduler")
+        for key, values in self.sweep.items():
+            if key not in known:
+                raise ValueError(f"sweep: {key!r} cannot be swept; these can: {', '.join(known)}")
+            if not values:
+                raise ValueError(f"sweep: {key!r} has no values; write at least one, or take it out")
+        if self.sweep_mode == "zip" and len({len(values) for values in self.sweep.values()}) > 1:
+            raise ValueError("sweep: lists of different lengths cannot be zipped; make them equally long, or use product")
+        if len(set(self._settings())) < len(self._settings()):
+            raise ValueError("sweep: a setting stands twice; take the repeated values out")
+        self.settings()
+        return self
+
+    def _settings(self) -> list[tuple[tuple[str, str | int | float], ...]]:
+        combine = product if self.sweep_mode == "product" else zip
+        return [tuple(zip(self.sweep, values, strict=True)) for values in combine(*self.sweep.values())] if self.sweep else [()]
+
+    def settings(self) -> list["SamplingConfig"]:
+        """The sampling of each setting of the sweep, in order; just this one without a sweep."""
+        fixed = self.model_dump(exclude={"sweep", "sweep_mode"})
+        return [SamplingConfig.model_validate(fixed | dict(setting)) for setting in self._settings()] if self.sweep else [self]
 
     @model_validator(mode="after")
     def _of_the_mode(self) -> Self:
@@ -268,9 +334,14 @@ class JobConfig(Section):
                 raise ValueError(f"filter: there is no scorer {name!r}; scorers are: {', '.join(self.scorers) or 'none'}")
         if self.filter.best_of_prompt and not self.scorers:
             raise ValueError("filter.best_of_prompt: ranking needs a scorer, and there is none; add one to 'scorers'")
-        if self.filter.best_of_prompt and self.prompts.draws_per_prompt > self.output.shard_size:
+        if self.filter.best_of_prompt and self.images_per_prompt > self.output.shard_size:
             raise ValueError(
-                f"filter.best_of_prompt: the {self.prompts.draws_per_prompt} draws of a prompt must fit into one shard;"
+                f"filter.best_of_prompt: the {self.images_per_prompt} draws of a prompt must fit into one shard;"
                 f" raise output.shard_size from {self.output.shard_size} to at least that"
             )
         return self
+
+    @property
+    def images_per_prompt(self) -> int:
+        """Draws of one prompt over all settings of the sweep."""
+        return self.prompts.draws_per_prompt * len(self.sampling.settings())

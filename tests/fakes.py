@@ -19,7 +19,7 @@ from pipeline.inputs import Conditions
 from pipeline.models.base import Generated
 from pipeline.models.resolve import ModelCard
 from pipeline.scorers.resolve import ScorerCard, resolve_scorer
-from schemas.config import JobConfig, ModelConfig
+from schemas.config import JobConfig, ModelConfig, SamplingConfig
 from schemas.config_load import parse
 from schemas.records import Draw, Outcome
 
@@ -104,6 +104,11 @@ def fake_config(**sections: Any) -> JobConfig:
         old = raw.get(name)
         raw[name] = old | value if isinstance(old, dict) and isinstance(value, dict) else value
     return parse(raw, "test")
+
+
+def sized(config: JobConfig, size_px: int) -> list[SamplingConfig]:
+    """The settings of a job at one size."""
+    return [sampling.model_copy(update={"width": size_px, "height": size_px}) for sampling in config.sampling.settings()]
 
 
 def fake_job(base_dir: Path, **sections: Any) -> Prepared:

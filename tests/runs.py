@@ -15,6 +15,7 @@ from pipeline.write import commit_shard
 from schemas.config import JobConfig
 from schemas.config_load import parse
 from schemas.records import Draw, Outcome, Prompt, Verdict
+from tests.fakes import sized
 
 SIZE_PX = 16
 CLIP_VERSION = "fake-clip@1"
@@ -79,7 +80,7 @@ def plan_run(path: Path, *, prompts: int = 8, config: JobConfig | None = None) -
     made = make_prompts(prompts)
 
     def expand(prompt: Prompt):
-        return plan.expand(prompt, config, model="imaginary", revision="0" * 40, width=SIZE_PX, height=SIZE_PX)
+        return plan.expand(prompt, config, sized(config, SIZE_PX), model="imaginary", revision="0" * 40)
 
     index = plan.write_plan(run.store, lambda: iter(made), expand, config.output.shard_size)
     run.log("start", draws=index.num_draws, shards=index.num_shards, shards_done=0)

@@ -20,6 +20,7 @@ from pipeline import plan
 from schemas import layout
 from schemas.errors import RunFolderError
 from schemas.records import Draw, Outcome
+from tests.fakes import sized
 from tests.jobs.conftest import JobFile
 from tests.runs import commit, digest_of_folder, finished_run, make_config, make_outcome, make_prompts, plan_run, spoiled
 
@@ -252,7 +253,7 @@ def test_a_sample_id_that_two_shards_share_is_found(tmp_path: Path) -> None:
     config, prompt = run.job.config, make_prompts(1)[0]
 
     def expand(_: object) -> object:
-        return plan.expand(prompt, config, model="imaginary", revision="0" * 40, width=16, height=16)
+        return plan.expand(prompt, config, sized(config, 16), model="imaginary", revision="0" * 40)
 
     plan.write_plan(run.store, lambda: iter(make_prompts(2)), expand, 2)  # type: ignore[arg-type]
     commit(run, 0)

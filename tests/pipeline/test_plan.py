@@ -11,7 +11,7 @@ from pipeline.store import LocalStore
 from schemas import layout
 from schemas.errors import PromptError
 from schemas.records import Draw, PlanIndex, Prompt
-from tests.fakes import CARD, fake_config, make_draw
+from tests.fakes import CARD, fake_config, make_draw, sized
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -22,7 +22,7 @@ def write(store: LocalStore, rows: list[Prompt], shard_size: int = 8, draws: int
     config = fake_config(prompts={"draws_per_prompt": draws})
 
     def expand(prompt: Prompt) -> Iterator[Draw]:
-        return plan.expand(prompt, config, model=CARD.name, revision=CARD.revision, width=16, height=16)
+        return plan.expand(prompt, config, sized(config, 16), model=CARD.name, revision=CARD.revision)
 
     old = plan.survey(store, lambda: iter(rows))
     return old or plan.write_plan(store, lambda: iter(rows), expand, shard_size)

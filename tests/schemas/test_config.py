@@ -29,7 +29,7 @@ def test_shorthands_stand_for_sections() -> None:
         ({"sampling": {"height": -64}}, "c.yaml [sampling.height]: must be greater than or equal to 1; found -64"),
         ({"sampling": {"guidance_scale": float("nan")}}, "c.yaml [sampling.guidance_scale]: must be"),
         ({"model": {"id": "x", "dtype": "fp16"}}, "c.yaml [model.dtype]: must be 'float32', 'bfloat16' or 'float16'; found 'fp16'"),
-        ({"prompts": {"draws_per_prompt": 2}}, "c.yaml [prompts]: give exactly one of 'file' and 'texts'"),
+        ({"prompts": {"draws_per_prompt": 2}}, "c.yaml [prompts]: give exactly one of 'file', 'texts' and 'template'"),
         ({"filter": {"rules": [{"score": "clip", "min": 0.3}]}}, "c.yaml: filter: there is no scorer 'clip'; scorers are: none"),
         ({"filter": {"best_of_prompt": 1}}, "c.yaml: filter.best_of_prompt: ranking needs a scorer"),
         ({"scorers": {"CLIP score": "x"}}, "c.yaml: scorers: 'CLIP score' becomes part of a column name"),
