@@ -65,7 +65,7 @@ def bench(prepared: Prepared, *, draws: int, rounds: int, on_message: Callable[[
         )
     batch_size = prepared.config.sampling.batch_size
     wanted = max(batch_size, draws // batch_size * batch_size)
-    prepared, sample = _smaller(prepared, wanted)
+    prepared, sample = smaller(prepared, wanted)
     threads = os.cpu_count() or 1
     started = time.perf_counter()
     loop = BareLoop(prepared.model, prepared.config.model.dtype, threads)
@@ -100,7 +100,7 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def _smaller(prepared: Prepared, wanted: int) -> tuple[Prepared, list[Draw]]:
+def smaller(prepared: Prepared, wanted: int) -> tuple[Prepared, list[Draw]]:
     """The same job over ``wanted`` draws only, one per prompt where there are enough prompts."""
     texts = [prompt.text for prompt in islice(prepared.open_prompts(), wanted)]
     per_prompt = -(-wanted // len(texts))

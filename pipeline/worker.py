@@ -16,7 +16,7 @@ from typing import Any
 from pipeline import plan, scorers
 from pipeline.models.resolve import ModelCard
 from pipeline.scorers.resolve import ScorerCard
-from pipeline.shard import Stages, run_shard
+from pipeline.shard import MAX_WAITING_BATCHES, Stages, run_shard
 from pipeline.store import open_store
 from schemas import layout
 from schemas.config import JobConfig
@@ -53,7 +53,7 @@ class ShardWorker:
             model=_load(order.model_loader)(order.model, config.model),
             scorers=[scorers.load_scorer(card, cpu_threads=config.model.cpu_threads) for card in order.scorers],
             store=open_store(order.root),
-            encoders=ThreadPoolExecutor(max_workers=config.model.cpu_threads, thread_name_prefix="encode"),
+            encoders=ThreadPoolExecutor(max_workers=MAX_WAITING_BATCHES + 1, thread_name_prefix="encode"),
             worker=f"{socket.gethostname()}:{os.getpid()}",
             on_batch=self._count,
         )

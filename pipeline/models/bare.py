@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 
 from pipeline.models.resolve import ModelCard
@@ -26,23 +27,28 @@ class BareLoop:
 
     def images_per_second(self, draws: Sequence[Draw], batch_size: int, scorers: Sequence[Scorer]) -> float:
         """Draw and score all of them; all draws share their call key and batches are full."""
+        started = time.perf_counter()
+        for i in range(0, len(draws), batch_size):
+            batch = draws[i : i + batch_size]
+            images_NHWC = self.draw(batch)
+            for scorer in scorers:
+                scorer.score(images_NHWC, [draw.prompt for draw in batch])
+        return len(draws) / (time.perf_counter() - started)
+
+    def draw(self, draws: Sequence[Draw]) -> np.ndarray:
+        """Images uint8 (N, H, W, 3) of one batch, in one call of the pipeline."""
         first = draws[0]
         if first.scheduler != "default":
             self._pipe.scheduler = make_scheduler(first.scheduler, self._pipe.scheduler.config)
         torch.set_num_threads(self._threads)
-        started = time.perf_counter()
-        for i in range(0, len(draws), batch_size):
-            batch = draws[i : i + batch_size]
-            images = self._pipe(
-                prompt=[draw.prompt for draw in batch],
-                negative_prompt=[draw.negative_prompt for draw in batch],
-                num_inference_steps=first.steps,
-                guidance_scale=first.guidance_scale,
-                width=first.width,
-                height=first.height,
-                generator=[torch.Generator("cpu").manual_seed(draw.seed) for draw in batch],
-                output_type="np",
-            ).images
-            for scorer in scorers:
-                scorer.score((images * 255).round().astype("uint8"), [draw.prompt for draw in batch])
-        return len(draws) / (time.perf_counter() - started)
+        images = self._pipe(
+            prompt=[draw.prompt for draw in draws],
+            negative_prompt=[draw.negative_prompt for draw in draws],
+            num_inference_steps=first.steps,
+            guidance_scale=first.guidance_scale,
+            width=first.width,
+            height=first.height,
+            generator=[torch.Generator("cpu").manual_seed(draw.seed) for draw in draws],
+            output_type="np",
+        ).images
+        return (images * 255).round().astype(np.uint8)
