@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -171,7 +172,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
             export(folder, average)
 
 
-def velocity_loss(model: Denoiser, latents: Tensor, tokens: Tensor, alphas: Tensor) -> Tensor:
+def velocity_loss(model: Callable[[Tensor, Tensor, Tensor], Tensor], latents: Tensor, tokens: Tensor, alphas: Tensor) -> Tensor:
     """Mean squared error of the velocity alpha * noise - sigma * latents at random timesteps."""
     uniform = torch.rand(len(latents))
     centred = torch.sigmoid(0.4 + torch.randn(len(latents)))
