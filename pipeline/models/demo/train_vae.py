@@ -44,14 +44,14 @@ NOISE = 0.8
 KINDS = ("one", "two", "count", "one", "two", "count", "one")
 
 
-def build() -> AutoencoderKL:
-    """A new autoencoder with random weights."""
+def build(*, widths: tuple[int, ...] = (32, 32, 64, 96), latent_channels: int = LATENT_CHANNELS) -> AutoencoderKL:
+    """A new autoencoder with random weights, which halves the sides once less than it has widths."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(32, 32, 64, 96),
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
         layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=latent_channels,
         norm_num_groups=8,
         sample_size=64,
         scaling_factor=1.0,
@@ -129,15 +129,15 @@ def losses(vae: AutoencoderKL, pixels: Tensor, scale: Tensor) -> tuple[dict[str,
 
 
 @torch.no_grad()
-def standardise(vae: AutoencoderKL) -> None:
-    """Fold mean 0, standard deviation 1 per latent channel into the 1 x 1 convolutions before and after the latents."""
+def standardise(vae: AutoencoderKL, *, spread: float = 1.0) -> None:
+    """Fold mean 0, standard deviation `spread` per latent channel into the 1 x 1 convolutions before and after the latents."""
     _, images = drawings("generator", start=1_000_000, count=1024, kinds=KINDS)
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in to_tensor(images).split(64)])
-    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    mean, std, channels = latents.mean((0, 2, 3)), latents.std((0, 2, 3)) / spread, latents.shape[1]
     before, after = vae.quant_conv, vae.post_quant_conv
-    before.weight[:LATENT_CHANNELS] /= std[:, None, None, None]
-    before.bias[:LATENT_CHANNELS] = (before.bias[:LATENT_CHANNELS] - mean) / std
-    before.bias[LATENT_CHANNELS:] -= 2 * std.log()
+    before.weight[:channels] /= std[:, None, None, None]
+    before.bias[:channels] = (before.bias[:channels] - mean) / std
+    before.bias[channels:] -= 2 * std.log()
     after.bias += after.weight[:, :, 0, 0] @ mean
     after.weight *= std[None, :, None, None]
 
