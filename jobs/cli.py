@@ -198,6 +198,21 @@ def query(runs: Sequence[str | Path], sql: str, form: str, memory: str, timeout:
         print_result(result, form)
 
 
+@cli.command("filter")
+@RUN
+@click.option("--dry-run", is_flag=True, help="Only show what the rules would do.")
+@SET
+def filter_(run: str | Path, dry_run: bool, overrides: Sequence[str]) -> None:
+    """Judge a run again by other rules, from its stored scores. Without --set its own rules hold again.
+
+    Example: promptmill filter runs/demo --set 'filter.rules=[{score: clip, min: 0.5}, {keep: 2, within: prompt, score: clip}]'
+    """
+    from jobs.filter import filter_run
+    from jobs.tables import change_table
+
+    _stdout().print(change_table(filter_run(run, overrides, dry_run=dry_run, on_message=lambda text: click.echo(text, err=True))))
+
+
 @cli.command()
 @RUN
 @click.option("--regenerate", default=0, show_default=True, metavar="N", help="Make N images again and compare their bytes.")

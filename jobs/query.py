@@ -13,6 +13,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from jobs.judged import metadata_sources
 from jobs.results import Result, print_result
 from jobs.run_dir import RunDir
 from pipeline.store import is_url, open_objects
@@ -49,7 +50,7 @@ def open_query(run_paths: Sequence[str | Path], sql: str, *, memory: str = "2GB"
     DuckDB, ``timeout_seconds`` the whole query. Raises QueryError with one line, RunFolderError if a path is no run.
     """
     runs = [(str(path), RunDir.open(path)) for path in run_paths]
-    guard = _Guard(memory=memory, timeout_seconds=timeout_seconds, runs=[name for name, _ in runs])
+    guard = Guard(memory=memory, timeout_seconds=timeout_seconds, runs=[name for name, _ in runs])
     with guard.errors(), duckdb.connect(config=BEFORE_LOCK | {"memory_limit": memory}) as connection:
         _make_views(connection, runs)
         with guard.deadline(connection):
@@ -62,11 +63,11 @@ def _make_views(connection: duckdb.DuckDBPyConnection, runs: Sequence[tuple[str,
     readable: list[str] = []
     parts: dict[str, list[str]] = {"metadata": [], "images": []}
     for name, run in runs:
-        shard_ids = [marker.shard_id for marker in run.markers()]
+        markers = run.markers()
         label = f"{_quoted(name)} as run, " if len(runs) > 1 else ""
-        kinds = {"metadata": (layout.metadata_file, metadata_schema(run.job.scorers)), "images": (layout.images_file, images_schema())}
-        for view, (file_of, schema) in kinds.items():
-            names = [file_of(shard_id) for shard_id in shard_ids]
+        sources = [("metadata", names, where, metadata_schema(run.job.scorers)) for names, where in metadata_sources(run.store, markers)]
+        sources.append(("images", [layout.images_file(marker.shard_id) for marker in markers], "true", images_schema()))
+        for view, names, where, schema in sources:
             if names and is_url(run.store.root):
                 source = f"{view}_{len(parts[view])}"
                 connection.register(source, open_objects(run.store.root).dataset(names, schema))
@@ -74,7 +75,7 @@ def _make_views(connection: duckdb.DuckDBPyConnection, runs: Sequence[tuple[str,
                 files = [f"{run.store.root}/{name}" for name in names]
                 source = _source(connection, files, schema)
                 readable += files
-            parts[view].append(f"select {label}* from {source}")  # noqa: S608 - quoted paths
+            parts[view].append(f"select {label}* from {source} where {where}")  # noqa: S608 - quoted paths
     for view, selects in parts.items():
         connection.execute(f"create view {view} as {' union all by name '.join(selects)}")
     connection.execute("create view failed as from metadata where status = 'failed'")
@@ -101,7 +102,7 @@ def _list(texts: Iterable[str]) -> str:
     return "[" + ", ".join(map(_quoted, texts)) + "]"
 
 
-class _Guard:
+class Guard:
     """Time limit of one query, and its errors in one line."""
 
     def __init__(self, *, memory: str, timeout_seconds: float | None, runs: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from jobs.executor import Control, Executor
+from jobs.filter import judge_again
 from jobs.lease import hold
 from jobs.prepare import Prepared
 from jobs.retry import reopen_failed
@@ -111,6 +112,8 @@ def run(
     with hold(run_dir.store, stop, on_message) as lease:
         report = _run(run_dir, index, prepared, retry_failed, model_loader, stop, on_tally, on_message)
         lease.check()
+        if judge_again(run_dir, lease):
+            on_message("the new shards were judged by the rules that 'promptmill filter' gave this run")
     return report
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from jobs.history import History, Session, read_history
+from jobs.judged import read_judged
 from jobs.query import query
 from jobs.run_dir import RunDir
 from jobs.status_view import render
@@ -51,7 +52,8 @@ class Status:
 
     ``state`` is running, stopped (the same command goes on) or finished. Rates count from the first ready worker
     of each start to its last committed shard; the recent rate is over the last few shards. ``eta_seconds`` is
-    None unless it runs. ``stage_seconds`` add up over workers and threads.
+    None unless it runs. ``stage_seconds`` add up over workers and threads. ``judged`` tells that ``promptmill filter``
+    gave the run other rules.
     """
 
     root: str
@@ -78,6 +80,7 @@ class Status:
     workers_lost: int
     shards_abandoned: int
     note: str | None = None
+    judged: bool = False
 
 
 def status(run_dir: RunDir, *, now: datetime | None = None) -> Status:
@@ -91,6 +94,9 @@ def status(run_dir: RunDir, *, now: datetime | None = None) -> Status:
     recent = _recent_rate(latest)
     left = index.num_draws - counts["draws"]
     reasons, note = _reasons(run_dir) if markers else ((), None)
+    judged = read_judged(run_dir.store) is not None
+    if judged and note is None:
+        counts |= {name: sum(reason.draws for reason in reasons if reason.status == name) for name in ("accepted", "rejected", "failed")}
     return Status(
         root=run_dir.store.root,
         fingerprint=run_dir.job.fingerprint,
@@ -113,6 +119,7 @@ def status(run_dir: RunDir, *, now: datetime | None = None) -> Status:
         workers_lost=history.workers_lost,
         shards_abandoned=history.abandoned,
         note=note,
+        judged=judged,
     )
 
 

@@ -46,7 +46,7 @@ def _head(found: "Status") -> Text:
     mark, style = STATES[found.state]
     root = os.path.relpath(found.root)
     text = Text.assemble((found.root if root.startswith("..") else root, "bold"), "  ", (f"{mark} {found.state}", style))
-    return text.append(f"   job {found.fingerprint}", style="dim")
+    return text.append(f"   job {found.fingerprint}{', judged by promptmill filter' if found.judged else ''}", style="dim")
 
 
 def _progress(found: "Status") -> RenderableType:

@@ -18,6 +18,7 @@ TO_TRY = (
 
 if TYPE_CHECKING:  # these modules import torch or start-up heavy parts
     from jobs.bench import BenchResult
+    from jobs.filter import Change
     from jobs.run import RunReport
 
 
@@ -55,6 +56,17 @@ def run_table(report: "RunReport") -> RenderableType:
         return table
     next_steps = [f'query {root} "{sql}"' for sql in TO_TRY] + [f"show {root} sheet.png"]
     return Group(table, Text("\nnext:"), *(Text(f"  promptmill {step}") for step in next_steps))
+
+
+def change_table(change: "Change") -> Table:
+    """Draws by status and reason, before and after a judgement."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("status", "reason", "before", "after"):
+        table.add_column(heading, justify="right" if heading in ("before", "after") else "left")
+    for status, reason in sorted(change.before | change.after, key=lambda key: (key[0], -change.after.get(key, 0), key[1] or "")):
+        before, after = (counts.get((status, reason), 0) for counts in (change.before, change.after))
+        table.add_row(status, reason or "", f"{before:,}", f"{after:,}")
+    return table
 
 
 def bench_table(result: "BenchResult") -> RenderableType:

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from jobs.judged import read_judged
 from jobs.run_dir import RunDir
 from jobs.verify_rows import AGAIN, Problem, Remake, regenerated
 from jobs.verify_shard import check_shard
 from schemas import layout
+from schemas.errors import RunFolderError
 from schemas.records import Marker, PlanIndex
 
 __all__ = ["Problem", "Report", "verify"]
@@ -73,6 +75,7 @@ def verify(
     tally.problems += tally.repeated()
     tally.problems += _strays(run_dir, index, names)
     tally.problems += _damaged_inputs(run_dir)
+    tally.problems += _damaged_verdicts(run_dir)
     again = 0
     if regenerate and remake:
         again, differing = regenerated(run_dir, markers, count=regenerate, remake=remake)
@@ -140,6 +143,24 @@ def _damaged_inputs(run_dir: RunDir) -> Iterator[Problem]:
         if layout.input_file(found) != name:
             remedy = f"delete it and {layout.PLAN_INDEX} and run the same command again, it is copied anew"
             yield Problem(file=name, what=f"its bytes have sha256 {found[:16]}…", remedy=remedy)
+
+
+def _damaged_verdicts(run_dir: RunDir) -> Iterator[Problem]:
+    """Tables of ``promptmill filter`` that are not as they were written."""
+    remedy = f"delete {layout.JUDGED_INDEX}, and run 'promptmill filter' again"
+    try:
+        judged = read_judged(run_dir.store)
+    except RunFolderError:
+        yield Problem(file=layout.JUDGED_INDEX, what="is damaged", remedy=remedy)
+        return
+    for name, sha256 in (judged.tables if judged else {}).items():
+        try:
+            found = hashlib.sha256(run_dir.store.get(name)).hexdigest()
+        except FileNotFoundError:
+            yield Problem(file=name, what="is missing", remedy=remedy)
+            continue
+        if found != sha256:
+            yield Problem(file=name, what=f"has sha256 {found[:16]}…, written was {sha256[:16]}…", remedy=remedy)
 
 
 def _strays(run_dir: RunDir, index: PlanIndex, names: dict[str, list[str]]) -> Iterator[Problem]:

@@ -30,7 +30,7 @@ def metadata_bytes(
     """The shard's metadata table as a Parquet file."""
     rows = [metadata_row(outcome, verdict, shard_id, versions, image_format) for outcome, verdict in zip(outcomes, verdicts, strict=True)]
     table = pa.Table.from_pylist(rows, metadata_schema(versions))
-    return _parquet(table, compression="zstd", row_group_size=max(1, len(rows)))
+    return parquet_bytes(table, compression="zstd", row_group_size=max(1, len(rows)))
 
 
 def images_bytes(outcomes: Sequence[Outcome], image_format: str) -> bytes:
@@ -39,7 +39,7 @@ def images_bytes(outcomes: Sequence[Outcome], image_format: str) -> bytes:
     largest = max((len(row["image"]["bytes"]) for row in rows), default=1)
     group = max(1, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // max(1, largest)))
     table = pa.Table.from_pylist(rows, images_schema())
-    return _parquet(table, compression="none", row_group_size=group, use_dictionary=False, write_statistics=["sample_id"])
+    return parquet_bytes(table, compression="none", row_group_size=group, use_dictionary=False, write_statistics=["sample_id"])
 
 
 def commit_shard(
@@ -90,7 +90,7 @@ def save_partial(store: Store, shard_id: int, outcomes: Sequence[Outcome], draws
         {"image": outcome.image, "outcome": json.dumps(_without_draw(outcome)), "sample_id": outcome.draw.sample_id} for outcome in outcomes
     ]
     schema = pa.schema([("sample_id", pa.string()), ("image", pa.binary()), ("outcome", pa.string())], {"draws_sha256": draws_sha256})
-    store.put(layout.partial_file(shard_id), _parquet(pa.Table.from_pylist(rows, schema), compression="none"))
+    store.put(layout.partial_file(shard_id), parquet_bytes(pa.Table.from_pylist(rows, schema), compression="none"))
 
 
 def load_partial(store: Store, shard: Shard, draws_sha256: str) -> dict[str, Outcome]:
@@ -121,8 +121,8 @@ def _dead_letters(store: Store, shard_id: int, outcomes: Sequence[Outcome]) -> N
     store.put(layout.failed_file(shard_id), json.dumps(letters, ensure_ascii=False, indent=1).encode())
 
 
-def _parquet(table: pa.Table, **options: Any) -> bytes:
-    """Bytes depend on the chunks of the input, so these are joined first."""
+def parquet_bytes(table: pa.Table, **options: Any) -> bytes:
+    """A table as a Parquet file, with page checksums. Bytes depend on the chunks of the input, so these are joined first."""
     sink = io.BytesIO()
     pq.write_table(table.combine_chunks(), sink, write_page_checksum=True, **options)
     return sink.getvalue()

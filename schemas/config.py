@@ -4,6 +4,7 @@ Input paths are relative to the configuration file; ``output.dir`` is relative t
 """
 
 import re
+from collections.abc import Iterable
 from itertools import product
 from typing import Annotated, Literal, Self
 
@@ -251,17 +252,48 @@ class ScorerConfig(Section):
 
 
 class RuleConfig(Section):
-    """Reject images whose score lies outside [min, max]. A score that is NaN is rejected too."""
+    """One rule. It looks at the images that passed the rules before it, and is of exactly one kind:
 
-    score: str = Field(description="key of a scorer")
+    - `min`, `max`: reject images whose `score` lies outside; a score that is NaN is rejected too;
+    - `where`: reject images for which an SQL condition does not hold;
+    - `keep`, `keep_share`: of each group (`within`) keep so many, or such a share, the best by `score`;
+    - `phash_distance`: of images that look alike keep the best by `score`, without one the first of the plan.
+
+    The last four look at a whole run, so they are for `promptmill filter`; a configuration has the first kind only.
+    """
+
+    score: str | None = Field(default=None, description="key of a scorer")
     min: float | None = Field(default=None, description="lowest score that is kept")
     max: float | None = Field(default=None, description="highest score that is kept")
+    where: str | None = Field(default=None, description="SQL (DuckDB) over the columns of metadata, such as tags['shape'] = 'star'")
+    keep: int | None = Field(default=None, ge=1, description="images to keep of each group; without `score` an even sample of them")
+    keep_share: float | None = Field(default=None, gt=0, le=1, description="share of each group to keep; 0.9 rejects its worst tenth")
+    phash_distance: int | None = Field(
+        default=None, ge=0, le=16, description="perceptual hashes that differ in so many of their 64 bits, or fewer, look alike"
+    )
+    within: str = Field(default="run", description="what makes a group: run, prompt, a column such as label, or a tag: tags.shape")
+    reason: str | None = Field(
+        default=None, pattern="^[a-z0-9_]+$", description="what the column reason says; made from the rule if not given"
+    )
 
     @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        if self.min is None and self.max is None:
-            raise ValueError("give 'min', 'max' or both")
+    def _one_kind(self) -> Self:
+        kinds = [kind for kind in ("where", "keep", "keep_share", "phash_distance") if getattr(self, kind) is not None]
+        bounded = self.min is not None or self.max is not None
+        if len(kinds) + bounded != 1:
+            raise ValueError("give one of 'min' and/or 'max', 'where', 'keep', 'keep_share', 'phash_distance'")
+        if self.score is None and (bounded or kinds == ["keep_share"]):
+            raise ValueError(f"{'min and max' if bounded else 'keep_share'} need a 'score'")
+        if self.score is not None and kinds == ["where"]:
+            raise ValueError("where: name the score in the condition, such as clip_score > 0.3, and take 'score' out")
+        if self.within != "run" and (bounded or kinds == ["where"]):
+            raise ValueError("within: is for keep, keep_share and phash_distance")
         return self
+
+    @property
+    def is_local(self) -> bool:
+        """Whether one image is enough to tell."""
+        return self.min is not None or self.max is not None
 
 
 class FilterConfig(Section):
@@ -273,6 +305,15 @@ class FilterConfig(Section):
         default=None, ge=1, description="of the images of one prompt that pass the rules, accept this many, by rank_by"
     )
     rank_by: str | None = Field(default=None, description="scorer that ranks the images of a prompt; the first one if not given")
+
+    def check_scores(self, known: Iterable[str]) -> None:
+        """Raise ValueError if a rule needs a score that there is not."""
+        known = list(known)
+        for name in [rule.score for rule in self.rules] + [self.rank_by]:
+            if name is not None and name not in known:
+                raise ValueError(f"filter: there is no scorer {name!r}; scorers are: {', '.join(known) or 'none'}")
+        if self.best_of_prompt and not known:
+            raise ValueError("filter.best_of_prompt: ranking needs a scorer, and there is none; add one to 'scorers'")
 
 
 class OutputConfig(Section):
@@ -328,12 +369,9 @@ class JobConfig(Section):
         for name in self.scorers:
             if not name.isidentifier() or name != name.lower():
                 raise ValueError(f"scorers: {name!r} becomes part of a column name; use lower-case letters, digits and _")
-        wanted = [rule.score for rule in self.filter.rules] + ([self.filter.rank_by] if self.filter.rank_by else [])
-        for name in wanted:
-            if name not in self.scorers:
-                raise ValueError(f"filter: there is no scorer {name!r}; scorers are: {', '.join(self.scorers) or 'none'}")
-        if self.filter.best_of_prompt and not self.scorers:
-            raise ValueError("filter.best_of_prompt: ranking needs a scorer, and there is none; add one to 'scorers'")
+        self.filter.check_scores(self.scorers)
+        if not all(rule.is_local for rule in self.filter.rules):
+            raise ValueError("filter.rules: a job has rules with min and max only; for others run 'promptmill filter' when it is done")
         if self.filter.best_of_prompt and self.images_per_prompt > self.output.shard_size:
             raise ValueError(
                 f"filter.best_of_prompt: the {self.images_per_prompt} draws of a prompt must fit into one shard;"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from schemas.config import JobConfig
+from schemas.config import FilterConfig, JobConfig, Section
 from schemas.errors import ConfigError
 
 MAX_CONFIG_BYTES = 10_000_000
@@ -53,6 +53,27 @@ def parse(raw: Mapping[str, object], where: str) -> JobConfig:
         return JobConfig.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(_explain(error, where)) from None
+
+
+class _Judging(Section):
+    filter: FilterConfig
+
+
+def load_filter(config: JobConfig, overrides: Iterable[str]) -> FilterConfig:
+    """The job's filter with some of its fields changed, run-wide rules allowed. Raises ConfigError."""
+    raw: dict[str, Any] = {"filter": config.filter.model_dump(exclude_none=True)}
+    for override in overrides:
+        if not override.strip().startswith("filter."):
+            raise ConfigError(f"--set {override}: only the keys of filter can be changed here, such as filter.reject_blank=false")
+        _apply(raw, override)
+    try:
+        found = _Judging.model_validate(raw).filter
+        found.check_scores(config.scorers)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, "--set")) from None
+    except ValueError as error:
+        raise ConfigError(f"--set: {error}") from None
+    return found
 
 
 def fingerprint(facts: Mapping[str, object]) -> str:

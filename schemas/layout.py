@@ -12,6 +12,8 @@
     RUN/done/00017.json           commit marker, written last; readers trust only shards that have one
     RUN/partial/00017.parquet     batches of a shard that was stopped half-way; gone once it is done
     RUN/partial/00017.json        draws of a shard that a worker's process died over; gone once it is done
+    RUN/judged/judged.json        other rules that judge the run now, and the tables that hold their verdicts
+    RUN/judged/1f2e…-000.parquet  the metadata table with these verdicts
     RUN/events.jsonl              what happened when; in an object store a folder of pieces, in order
     RUN/lease.json                the driver that is at work; gone when it has ended
 """
@@ -27,6 +29,8 @@ FAILED = "failed"
 PARTIAL = "partial"
 EVENTS = "events.jsonl"
 LEASE = "lease.json"
+JUDGED = "judged"
+JUDGED_INDEX = "judged/judged.json"
 
 SHARDS_PER_PLAN_FILE = 1000
 
@@ -64,6 +68,11 @@ def done_file(shard_id: int) -> str:
 def partial_file(shard_id: int) -> str:
     """Finished batches of a shard that was asked to stop."""
     return f"{PARTIAL}/{shard_id:05d}.parquet"
+
+
+def judged_file(judged_id: str, number: int) -> str:
+    """Part of the metadata table as judged by other rules."""
+    return f"{JUDGED}/{judged_id}-{number:03d}.parquet"
 
 
 def suspects_file(shard_id: int) -> str:

@@ -15,7 +15,7 @@ DOORS = {  # package -> places that may import it
     "diffusers": ("pipeline/models/",),
     "open_clip": ("pipeline/scorers/", "pipeline/models/demo/"),
     "torch": ("pipeline/models/", "pipeline/scorers/"),
-    "duckdb": ("jobs/query.py", "jobs/query/", "jobs/status.py"),
+    "duckdb": ("jobs/query.py", "jobs/query/", "jobs/expression.py", "jobs/status.py"),
 }
 STAGES = ("prompts", "sample", "filter", "encode", "write")
 
@@ -51,7 +51,8 @@ def test_a_stage_imports_no_other_stage(stage: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["jobs.cli", "jobs.models", "jobs.prepare", "jobs.run_dir", "jobs.run", "jobs.query", "jobs.status", "jobs.verify"]
+    "module",
+    ["jobs.cli", "jobs.models", "jobs.prepare", "jobs.run_dir", "jobs.run", "jobs.query", "jobs.filter", "jobs.status", "jobs.verify"],
 )
 def test_reading_a_run_needs_neither_torch_nor_ray(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'ray', 'diffusers', 'transformers', 'open_clip') if m in sys.modules])"

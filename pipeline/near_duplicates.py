@@ -1,0 +1,76 @@
+"""Images that look alike, by the Hamming distance of their perceptual hashes.
+
+Two hashes that differ in at most d of their bits agree in at least one of d + 1 bands of bits (Manku, Jain, Das Sarma
+2007, "Detecting near-duplicates for web crawling"), so only rows that share a band are compared.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from schemas.errors import UserError
+
+BITS = 64
+MOST_PAIRS = 50_000_000  # 8 bytes each
+_AT_ONCE = 4_000_000  # comparisons
+
+
+def near_duplicates(phash: np.ndarray, groups: np.ndarray, order: np.ndarray, distance: int) -> np.ndarray:
+    """Which rows are near a better row of their group that is kept; all other rows are kept.
+
+    ``phash`` is uint64 (N,), ``groups`` int (N,); ``order`` holds the rows to look at, best first. Raises UserError
+    if there are too many pairs.
+    """
+    drop = np.zeros(len(phash), dtype=bool)
+    key = np.stack([groups[order].astype(np.uint64), phash[order]], axis=1)
+    _, first = np.unique(key, axis=0, return_index=True)  # of equal hashes the best goes on
+    first.sort()
+    drop[order] = True
+    drop[order[first]] = False
+    rows = order[first]
+    pairs = _pairs(phash[rows], groups[rows], distance) if distance else np.empty((0, 2), dtype=np.int32)
+    starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
+    for better, worse in zip(pairs[starts, 0], np.split(pairs[:, 1], starts[1:]), strict=False):
+        if not drop[rows[better]]:
+            drop[rows[worse]] = True
+    return drop
+
+
+def _pairs(phash: np.ndarray, groups: np.ndarray, distance: int) -> np.ndarray:
+    """Pairs (better, worse) of row numbers within the distance, sorted; int32 (P, 2)."""
+    edges = np.linspace(0, BITS, distance + 2).astype(np.uint64)
+    bands = [(phash >> low) & np.uint64((1 << int(high - low)) - 1) for low, high in pairwise(edges)]
+    found: list[np.ndarray] = []
+    total = 0
+    for number, band in enumerate(bands):
+        for one, other in _sharing(band, groups):
+            near = np.bitwise_count(phash[one] ^ phash[other]) <= distance
+            one, other = one[near], other[near]
+            new = np.ones(len(one), dtype=bool)
+            for earlier in bands[:number]:  # pairs that another band has found
+                new &= earlier[one] != earlier[other]
+            found.append(np.stack([one[new], other[new]], axis=1).astype(np.int32))
+            total += len(found[-1])
+            if total > MOST_PAIRS:
+                raise UserError(
+                    f"phash_distance: more than {MOST_PAIRS:,} pairs of images are within {distance} bits; lower it, or set 'within'"
+                )
+    pairs = np.sort(np.concatenate(found), axis=1) if found else np.empty((0, 2), dtype=np.int32)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def _sharing(band: np.ndarray, groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Row numbers of pairs that agree in a band and in their group, so many at once as memory allows."""
+    order = np.lexsort((band, groups))
+    changed = (np.diff(band[order]) != 0) | (np.diff(groups[order]) != 0)
+    ends = np.append(np.flatnonzero(changed) + 1, len(order))
+    partners = ends[np.searchsorted(ends, np.arange(len(order)), side="right")] - np.arange(len(order)) - 1  # later rows of the same kind
+    cuts = np.searchsorted(np.cumsum(partners), np.arange(_AT_ONCE, partners.sum() + _AT_ONCE, _AT_ONCE), side="left")
+    start = 0
+    for stop in np.unique(np.minimum(cuts + 1, len(order))):
+        counts = partners[start:stop]
+        one = np.repeat(np.arange(start, stop), counts)
+        step = np.arange(len(one)) - np.repeat(np.cumsum(counts) - counts, counts)
+        yield order[one], order[one + 1 + step]
+        start = stop
