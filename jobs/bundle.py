@@ -43,6 +43,10 @@ def bundle(config_path: Path, folder: Path, *, out: str | None = None, overrides
         file = Path(scorer.type.partition(":")[0].replace(".", "/") + ".py")
         if ":" in scorer.type and (base_dir / file).is_file():
             _copy(base_dir / file, folder / file, f"scorers.{name}")
+        if scorer.head:
+            source = base_dir / Path(scorer.head).expanduser()
+            raw["scorers"][name]["head"] = f"{name}-{source.name}"
+            _copy(source, folder / raw["scorers"][name]["head"], f"scorers.{name}.head")
     (folder / CONFIG).write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
     return Bundle(folder=folder, command=shlex.join(["promptmill", "run", CONFIG, "--out", where]), out=where)
 

@@ -245,10 +245,18 @@ class SamplingConfig(Section):
 class ScorerConfig(Section):
     """One scorer; its key in ``scorers`` names its columns (``clip`` -> ``clip_score``)."""
 
-    type: str = Field(default="clip", description="a built-in scorer, or package.module:Class")
-    model: str | None = Field(
-        default=None, description="for clip: 'demo', NAME/PRETRAINED of open_clip (ViT-B-32/laion2b_s34b_b79k), or a local folder"
+    type: str = Field(
+        default="clip",
+        description="clip, choice, aesthetic, sharpness, entropy, clipped (see docs/curation.md), or package.module:Class",
     )
+    model: str | None = Field(
+        default=None,
+        description="for clip, choice and aesthetic: 'demo', NAME/PRETRAINED of open_clip (ViT-B-32/laion2b_s34b_b79k), or a local folder",
+    )
+    choices: dict[str, list[str]] = Field(
+        default_factory=dict, description="for choice: words that could stand for each other in a prompt, such as {colour: [red, blue]}"
+    )
+    head: str | None = Field(default=None, description="for aesthetic: safetensors file of linear layers over the model's image features")
 
 
 class RuleConfig(Section):

@@ -39,11 +39,25 @@ class ClipScorer:
 
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """uint8 (N, H, W, 3) and N prompts -> cosines, float32 (N,)."""
+        with torch.inference_mode():
+            cosines = (self.images(images_NHWC) * self.texts(prompts)).sum(dim=-1)
+            return cosines.cpu().numpy().astype(np.float32)
+
+    def images(self, images_NHWC: np.ndarray) -> torch.Tensor:
+        """Image features of length 1, float32 (N, D)."""
         pixels_NCHW = torch.stack([self._preprocess(Image.fromarray(image)) for image in images_NHWC])
         with torch.inference_mode():
-            images_ND = F.normalize(self._model.encode_image(pixels_NCHW.to(self._device)).float(), dim=-1)
-            texts_ND = torch.stack([self._text(prompt) for prompt in prompts])
-            return (images_ND * texts_ND).sum(dim=-1).cpu().numpy().astype(np.float32)
+            return F.normalize(self._model.encode_image(pixels_NCHW.to(self._device)).float(), dim=-1)
+
+    def texts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Text features of length 1, float32 (N, D)."""
+        with torch.inference_mode():
+            return torch.stack([self._text(prompt) for prompt in prompts])
+
+    @property
+    def logit_scale(self) -> float:
+        """Inverse temperature of the model's softmax over texts."""
+        return float(self._model.logit_scale.detach().exp())
 
     def truncates(self, prompts: Sequence[str]) -> list[bool]:
         """For each prompt, whether its end lies beyond the model's context."""

@@ -6,8 +6,9 @@ No torch, except that the published names of open_clip (``ViT-B-32/laion2b_s34b_
 import difflib
 import hashlib
 import importlib.util
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.weights import (
@@ -15,6 +16,7 @@ from pipeline.weights import (
     PINNED,
     check_pinned,
     check_safetensors,
+    file_sha256,
     fingerprint,
     hub_snapshot,
     only_pickles,
@@ -24,7 +26,14 @@ from pipeline.weights import (
 from schemas.config import ScorerConfig
 from schemas.errors import ModelError
 
-SCORERS: dict[str, str] = {"clip": "pipeline.scorers.clip:ClipScorer"}
+SCORERS: dict[str, str] = {
+    "clip": "pipeline.scorers.clip:ClipScorer",
+    "choice": "pipeline.scorers.choice:ChoiceScorer",
+    "aesthetic": "pipeline.scorers.aesthetic:AestheticScorer",
+    "sharpness": "pipeline.scorers.pixels:Sharpness",
+    "entropy": "pipeline.scorers.pixels:Entropy",
+    "clipped": "pipeline.scorers.pixels:Clipped",
+}
 DEMO = Path(__file__).parents[1] / "models" / "demo" / "weights" / "clip"
 CONFIG = "open_clip_config.json"
 _PREFERRED = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")  # taken by open_clip before any pickle
@@ -36,7 +45,8 @@ class ScorerCard:
     """All that is needed to load a scorer; plain values, recorded in ``job.yaml``.
 
     ``name`` is the key in the configuration and names the columns; ``version`` identifies model and weights;
-    ``target`` is the class, ``module:Class``; ``folder`` is where its weights, or its module, lie on this machine.
+    ``target`` is the class, ``module:Class``; ``folder`` is where its weights, or its module, lie on this machine;
+    ``choices`` and ``head``, a file, are for the types that have them.
     """
 
     name: str
@@ -45,12 +55,26 @@ class ScorerCard:
     target: str
     model: str | None
     folder: str | None
+    choices: dict[str, list[str]] = field(default_factory=dict)
+    head: str | None = None
 
 
 def resolve_scorer(name: str, config: ScorerConfig, *, base_dir: Path) -> ScorerCard:
     """Find a scorer and check its files. Paths are relative to ``base_dir``. Raises ModelError."""
+    for key, type_ in (("choices", "choice"), ("head", "aesthetic")):
+        if bool(getattr(config, key)) != (config.type == type_):
+            raise ModelError(f"scorers.{name}: {key!r} and the type {type_!r} belong together; give both or neither")
     if config.type == "clip":
         return _clip(name, config, base_dir)
+    if config.type == "choice":
+        return _choice(name, config, base_dir)
+    if config.type == "aesthetic":
+        return _aesthetic(name, config, base_dir)
+    if config.type in SCORERS:
+        if config.model:
+            raise ModelError(f"scorers.{name}: {config.type} looks at pixels only; take 'model' out")
+        version = f"{config.type}/1"
+        return ScorerCard(name=name, type=config.type, version=version, target=SCORERS[config.type], model=None, folder=None)
     if ":" in config.type:
         return _own(name, config, base_dir)
     raise ModelError(
@@ -76,6 +100,26 @@ def _clip(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
     folder = hub_snapshot(_published_repo(config.model, where), revision=None, allow=_FROM_HUB, where=where)
     _checked_files(folder, where)
     return _card(name, config, version=f"{config.model}@{folder.name}", folder=folder)  # the snapshot's folder is named by its commit
+
+
+def _choice(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
+    few = [key for key, words in config.choices.items() if len(set(words)) < 2 or not all(words)]
+    if few:
+        raise ModelError(f"scorers.{name}: choices.{few[0]} needs two different words at least")
+    card = _clip(name, config, base_dir)
+    digest = hashlib.sha256(json.dumps(config.choices, sort_keys=True).encode()).hexdigest()[:16]
+    version = f"choice/1/{card.version}/sha256:{digest}"
+    return replace(card, type="choice", target=SCORERS["choice"], version=version, choices=config.choices)
+
+
+def _aesthetic(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
+    card = _clip(name, config, base_dir)
+    file = base_dir / Path(config.head or "").expanduser()
+    if file.suffix != ".safetensors":
+        raise pickle_refused(f"scorers.{name}", file.name)
+    check_safetensors(file, where=f"scorers.{name}")
+    version = f"aesthetic/1/{card.version}/sha256:{file_sha256(file)[:16]}"
+    return replace(card, type="aesthetic", target=SCORERS["aesthetic"], version=version, head=str(file.resolve()))
 
 
 def _card(name: str, config: ScorerConfig, *, version: str, folder: Path) -> ScorerCard:

@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from jobs.bundle import LARGEST_BYTES, bundle
 from jobs.cli import cli
@@ -52,6 +54,14 @@ class TestBundle:
     def test_the_job_is_the_one_that_runs_here(self, job: JobFile, tmp_path: Path) -> None:
         from jobs.prepare import prepare
 
+        made = bundle(job.path, empty(tmp_path), out="/shared/run")
+        assert prepare(made.folder / "job.yaml").job().fingerprint == prepare(job.path).job().fingerprint
+
+    def test_the_head_of_a_scorer_travels(self, job: JobFile, tmp_path: Path) -> None:
+        from jobs.prepare import prepare
+
+        save_file({"weight": np.ones((1, 128), np.float32)}, job.folder / "head.safetensors")
+        job.write(scorers={"looks": {"type": "aesthetic", "model": "demo", "head": "head.safetensors"}})
         made = bundle(job.path, empty(tmp_path), out="/shared/run")
         assert prepare(made.folder / "job.yaml").job().fingerprint == prepare(job.path).job().fingerprint
 
