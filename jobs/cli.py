@@ -215,6 +215,19 @@ def filter_(run: str | Path, dry_run: bool, overrides: Sequence[str]) -> None:
 
 @cli.command()
 @RUN
+@click.option("--scorer", required=True, metavar="NAME=MODEL", help="Scorer to add: NAME=MODEL of CLIP, or 'NAME={type: sharpness}'.")
+def rescore(run: str | Path, scorer: str) -> None:
+    """Add a score to a run that is made, from its images. The same command goes on where it stopped."""
+    from jobs.progress import display
+    from jobs.rescore import rescore as add
+
+    with display(_stderr()) as shown:
+        done = add(run, scorer, on_message=shown.message)
+    click.echo(f"{done.name}_score: {done.images:,} images of {done.shards:,} shards; {done.before:,} shards had it already")
+
+
+@cli.command()
+@RUN
 @click.option("--regenerate", default=0, show_default=True, metavar="N", help="Make N images again and compare their bytes.")
 def verify(run: str | Path, regenerate: int) -> None:
     """Check a run: checksums, row counts, agreement of the tables with the plan and with each other."""

@@ -9,7 +9,7 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.judged import Judged, read_judged
+from jobs.added_scores import added_columns
+from jobs.judged import Judged, added_scorers, read_judged
 from jobs.lease import Lease, hold
 from jobs.run_dir import RunDir
 from pipeline.filter import PASSED, Judgement, Rows, judge_rows
@@ -56,7 +57,7 @@ def filter_run(
     Raises UserError; the run is then as it was.
     """
     run = RunDir.open(path)
-    rules = load_filter(run.job.config, overrides)
+    rules = load_filter(run.job.config, overrides, scorers=[*run.job.scorers, *added_scorers(run.store)])
     if dry_run:
         return _judge(run, rules, lease=None)
     with hold(run.store, threading.Event(), on_message) as lease:
@@ -69,7 +70,7 @@ def judge_again(run: RunDir, lease: Lease | None = None) -> bool:
     markers = run.markers()
     if judged is None or (all(map(judged.covers, markers)) and len(markers) == len(judged.shards)):
         return False
-    publish(run, markers, FilterConfig.model_validate(judged.filter), lease)
+    publish(run, markers, FilterConfig.model_validate(judged.filter), added=judged.scorers, lease=lease)
     return True
 
 
@@ -77,29 +78,29 @@ def _judge(run: RunDir, rules: FilterConfig, *, lease: Lease | None) -> Change:
     markers = run.markers()
     if not markers:
         raise RunFolderError(f"{run.store.root}: has no committed shard yet; nothing can be judged")
-    before = count(run)
+    before, added = count(run), added_scorers(run.store)
     if lease is None:
-        rows = read_rows(run, markers, rules)
-        after = _counts(rows, judge(run, rows, rules))
-    elif rules == run.job.config.filter:
+        rows = read_rows(run, markers, rules, added)
+        after = _counts(rows, judge(rows, rules, [*run.job.scorers, *added]))
+    elif rules == run.job.config.filter and not added:
         run.store.delete(layout.JUDGED_INDEX)
         _remove_tables(run, keep=())
         run.log("judged", filter=None)
         after = count(run)
     else:
-        after = publish(run, markers, rules, lease)
+        after = publish(run, markers, rules, added=added, lease=lease)
     return Change(root=run.store.root, shards=len(markers), before=before, after=after)
 
 
-def publish(run: RunDir, markers: Sequence[Marker], rules: FilterConfig, lease: Lease | None) -> Counts:
-    """Write the metadata table with the verdicts of other rules, then the index that makes it count."""
-    rows = read_rows(run, markers, rules)
-    found = judge(run, rows, rules)
+def publish(run: RunDir, markers: Sequence[Marker], rules: FilterConfig, *, added: Mapping[str, str], lease: Lease | None) -> Counts:
+    """Write the metadata table with the verdicts of other rules and with added scores, then the index that makes it count."""
+    rows = read_rows(run, markers, rules, added)
+    found = judge(rows, rules, [*run.job.scorers, *added])
     dumped = rules.model_dump(mode="json", exclude_none=True)
     shards = {str(marker.shard_id): marker.metadata_sha256 for marker in markers}
-    judged_id = hashlib.sha256(json.dumps([dumped, shards], sort_keys=True).encode()).hexdigest()[:16]
+    judged_id = hashlib.sha256(json.dumps([dumped, shards, dict(added)], sort_keys=True).encode()).hexdigest()[:16]
     tables: dict[str, str] = {}
-    for number, table in enumerate(judged_tables(run, markers, found)):
+    for number, table in enumerate(judged_tables(run, markers, found, added)):
         data = parquet_bytes(table, compression="zstd", row_group_size=100_000)
         name = layout.judged_file(judged_id, number)
         run.store.put(name, data)
@@ -109,36 +110,37 @@ def publish(run: RunDir, markers: Sequence[Marker], rules: FilterConfig, lease: 
     rejected = sum(number for (status, _), number in counts.items() if status == "rejected")
     if lease is not None:
         lease.check()
-    judged = Judged(id=judged_id, filter=dumped, shards=shards, tables=tables, accepted=accepted, rejected=rejected)
+    judged = Judged(id=judged_id, filter=dumped, shards=shards, tables=tables, accepted=accepted, rejected=rejected, scorers=dict(added))
     run.store.put(layout.JUDGED_INDEX, judged.to_bytes())
     _remove_tables(run, keep=tables)
     run.log("judged", filter=dumped, accepted=accepted, rejected=rejected)
     return counts
 
 
-def judged_tables(run: RunDir, markers: Sequence[Marker], found: Judgement) -> Iterator[pa.Table]:
+def judged_tables(run: RunDir, markers: Sequence[Marker], found: Judgement, added: Mapping[str, str]) -> Iterator[pa.Table]:
     """The metadata table with these verdicts, in parts."""
     start = 0
     for first in range(0, len(markers), SHARDS_PER_TABLE):
-        table = pa.concat_tables(_read(run, markers[first : first + SHARDS_PER_TABLE], None)).combine_chunks()
+        table = pa.concat_tables(_read(run, markers[first : first + SHARDS_PER_TABLE], None, added)).combine_chunks()
         yield _with_verdicts(table, found, slice(start, start + table.num_rows))
         start += table.num_rows
 
 
-def read_rows(run: RunDir, markers: Sequence[Marker], rules: FilterConfig) -> pa.Table:
+def read_rows(run: RunDir, markers: Sequence[Marker], rules: FilterConfig, added: Mapping[str, str]) -> pa.Table:
     """The columns that the rules need, of all rows in the plan's order. Raises ConfigError, RunFolderError."""
-    schema = metadata_schema(run.job.scorers)
-    wanted = {*NEEDED, *(f"{name}_score" for name in run.job.scorers)}
+    scorers = [*run.job.scorers, *added]
+    schema = metadata_schema(scorers)
+    wanted = {*NEEDED, *(f"{name}_score" for name in scorers)}
     for rule in rules.rules:
         wanted |= {"phash"} if rule.phash_distance is not None else set()
         wanted |= {"sample_id"} if rule.keep is not None and rule.score is None else set()
         wanted |= {_column(rule.within, schema)} if rule.within not in ("run", "prompt") else set()
         words = {word.lower() for word in re.findall(r"\w+", rule.where or "")}
         wanted |= {name for name in schema.names if name in words}
-    return pa.concat_tables(_read(run, markers, [name for name in schema.names if name in wanted])).combine_chunks()
+    return pa.concat_tables(_read(run, markers, [name for name in schema.names if name in wanted], added)).combine_chunks()
 
 
-def judge(run: RunDir, table: pa.Table, rules: FilterConfig) -> Judgement:
+def judge(table: pa.Table, rules: FilterConfig, scorers: Sequence[str]) -> Judgement:
     """Judge all rows of a run together. Raises QueryError for a condition that is wrong."""
     made = pc.not_equal(table["status"], "failed").to_numpy()
     wheres = {rule.where for rule in rules.rules if rule.where is not None}
@@ -147,7 +149,7 @@ def judge(run: RunDir, table: pa.Table, rules: FilterConfig) -> Judgement:
             made=made,
             is_blank=table["is_blank"].to_numpy(),
             safety_flagged=pc.fill_null(table["safety_flagged"], False).to_numpy(),
-            scores={name: pc.fill_null(table[f"{name}_score"], float("nan")).to_numpy() for name in run.job.scorers},
+            scores={name: pc.fill_null(table[f"{name}_score"], float("nan")).to_numpy() for name in scorers},
             groups={"prompt": _numbers(table["prompt_id"])}
             | {rule.within: _numbers(_group(table, rule.within)) for rule in rules.rules if rule.within not in ("run", "prompt")},
             conditions={where: _holds(table, where) for where in sorted(wheres)},
@@ -155,7 +157,7 @@ def judge(run: RunDir, table: pa.Table, rules: FilterConfig) -> Judgement:
             lot=_uint64(table["sample_id"]) if "sample_id" in table.column_names else None,
         ),
         rules,
-        scorers=list(run.job.scorers),
+        scorers=scorers,
     )
 
 
@@ -205,17 +207,26 @@ def _with_verdicts(table: pa.Table, found: Judgement, rows: slice) -> pa.Table:
     return table
 
 
-def _read(run: RunDir, markers: Sequence[Marker], columns: list[str] | None) -> list[pa.Table]:
+def _read(run: RunDir, markers: Sequence[Marker], columns: list[str] | None, added: Mapping[str, str]) -> list[pa.Table]:
+    """Tables of the shards; of all columns or of these, with those of added scorers."""
+    schema = metadata_schema([*run.job.scorers, *added])
+    names = columns or schema.names
+    own = [name for name in names if name in metadata_schema(run.job.scorers).names]
+
     def one(marker: Marker) -> pa.Table:
         name = layout.metadata_file(marker.shard_id)
         try:
             data = run.store.get(name)
             if hashlib.sha256(data).hexdigest() != marker.metadata_sha256:
                 raise OSError("its bytes are not those that were committed")
-            return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False)
+            table = pq.read_table(pa.BufferReader(data), columns=[*{*own, "sample_id"}] if added else own, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             why = str(error).splitlines()[0]
             raise RunFolderError(f"{run.store.root}/{name}: cannot be read ({why}); 'promptmill verify' tells what to do") from None
+        for scorer, version in added.items():
+            for column, values in added_columns(run.store, marker, scorer, version, table["sample_id"].to_pylist()).items():
+                table = table.append_column(column, pa.array(values, schema.field(column).type))
+        return table.select(names).cast(pa.schema([schema.field(name) for name in names], schema.metadata))
 
     with ThreadPoolExecutor(READERS, thread_name_prefix="metadata") as pool:
         return list(pool.map(one, markers))

@@ -65,7 +65,7 @@ def _make_views(connection: duckdb.DuckDBPyConnection, runs: Sequence[tuple[str,
     for name, run in runs:
         markers = run.markers()
         label = f"{_quoted(name)} as run, " if len(runs) > 1 else ""
-        sources = [("metadata", names, where, metadata_schema(run.job.scorers)) for names, where in metadata_sources(run.store, markers)]
+        sources = [("metadata", names, where, metadata_schema(scorers)) for names, where, scorers in metadata_sources(run, markers)]
         sources.append(("images", [layout.images_file(marker.shard_id) for marker in markers], "true", images_schema()))
         for view, names, where, schema in sources:
             if names and is_url(run.store.root):

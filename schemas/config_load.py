@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from schemas.config import FilterConfig, JobConfig, Section
+from schemas.config import FilterConfig, JobConfig, ScorerConfig, Scorers, Section
 from schemas.errors import ConfigError
 
 MAX_CONFIG_BYTES = 10_000_000
@@ -59,8 +59,12 @@ class _Judging(Section):
     filter: FilterConfig
 
 
-def load_filter(config: JobConfig, overrides: Iterable[str]) -> FilterConfig:
-    """The job's filter with some of its fields changed, run-wide rules allowed. Raises ConfigError."""
+class _Scoring(Section):
+    scorers: Scorers
+
+
+def load_filter(config: JobConfig, overrides: Iterable[str], *, scorers: Iterable[str]) -> FilterConfig:
+    """The job's filter with some of its fields changed; run-wide rules and all these scorers may be used. Raises ConfigError."""
     raw: dict[str, Any] = {"filter": config.filter.model_dump(exclude_none=True)}
     for override in overrides:
         if not override.strip().startswith("filter."):
@@ -68,12 +72,25 @@ def load_filter(config: JobConfig, overrides: Iterable[str]) -> FilterConfig:
         _apply(raw, override)
     try:
         found = _Judging.model_validate(raw).filter
-        found.check_scores(config.scorers)
+        found.check_scores(scorers)
     except ValidationError as error:
         raise ConfigError(_explain(error, "--set")) from None
     except ValueError as error:
         raise ConfigError(f"--set: {error}") from None
     return found
+
+
+def load_scorer_config(text: str) -> tuple[str, ScorerConfig]:
+    """A scorer written as NAME=MODEL or NAME={type: ..., ...}. Raises ConfigError."""
+    name, eq, value = text.partition("=")
+    if not eq or not name.isidentifier() or name != name.lower():
+        raise ConfigError(f"--scorer {text}: write NAME=MODEL or 'NAME={{type: sharpness}}', the name in lower-case letters, digits and _")
+    raw: dict[str, Any] = {}
+    _apply(raw, f"scorers.{name}={value}")
+    try:
+        return name, _Scoring.model_validate(raw).scorers[name]
+    except ValidationError as error:
+        raise ConfigError(_explain(error, "--scorer")) from None
 
 
 def fingerprint(facts: Mapping[str, object]) -> str:

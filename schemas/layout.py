@@ -14,6 +14,7 @@
     RUN/partial/00017.json        draws of a shard that a worker's process died over; gone once it is done
     RUN/judged/judged.json        other rules that judge the run now, and the tables that hold their verdicts
     RUN/judged/1f2e…-000.parquet  the metadata table with these verdicts
+    RUN/scores/00017.NAME.parquet scores that 'promptmill rescore' added to a shard
     RUN/events.jsonl              what happened when; in an object store a folder of pieces, in order
     RUN/lease.json                the driver that is at work; gone when it has ended
 """
@@ -30,6 +31,7 @@ PARTIAL = "partial"
 EVENTS = "events.jsonl"
 LEASE = "lease.json"
 JUDGED = "judged"
+SCORES = "scores"
 JUDGED_INDEX = "judged/judged.json"
 
 SHARDS_PER_PLAN_FILE = 1000
@@ -73,6 +75,11 @@ def partial_file(shard_id: int) -> str:
 def judged_file(judged_id: str, number: int) -> str:
     """Part of the metadata table as judged by other rules."""
     return f"{JUDGED}/{judged_id}-{number:03d}.parquet"
+
+
+def scores_file(shard_id: int, scorer: str) -> str:
+    """Scores of one shard that were added after the run."""
+    return f"{SCORES}/{shard_id:05d}.{scorer}.parquet"
 
 
 def suspects_file(shard_id: int) -> str:
