@@ -228,6 +228,26 @@ def rescore(run: str | Path, scorer: str) -> None:
 
 @cli.command()
 @RUN
+@click.option("--labels", type=click.Path(path_type=Path), metavar="CSV", help="Calibrate a threshold on columns sample_id,good.")
+@click.option("--score", metavar="NAME", help="Scorer to calibrate.  [default: the run's first]")
+@click.option("--precision", default=0.95, show_default=True, type=click.FloatRange(0, 1), help="Wanted share of good ones among the kept.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def audit(run: str | Path, labels: Path | None, score: str | None, precision: float, as_json: bool) -> None:
+    """What the filter did to the data: kept share by class, tag and setting, diversity, scores; or a threshold from labels."""
+    from jobs.audit import audit as examine
+    from jobs.audit import to_json
+    from jobs.calibrate import calibrate
+    from jobs.tables import audit_tables, calibration_table
+
+    found = calibrate(run, labels, score=score) if labels else examine(run)
+    if as_json:
+        click.echo(to_json(found))
+    else:
+        _stdout().print(calibration_table(found, precision) if labels else audit_tables(found))  # type: ignore[arg-type]
+
+
+@cli.command()
+@RUN
 @click.option("--regenerate", default=0, show_default=True, metavar="N", help="Make N images again and compare their bytes.")
 def verify(run: str | Path, regenerate: int) -> None:
     """Check a run: checksums, row counts, agreement of the tables with the plan and with each other."""

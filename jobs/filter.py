@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from jobs.added_scores import added_columns
@@ -37,6 +38,7 @@ SHARDS_PER_TABLE = 1000
 NEEDED = ("prompt_id", "status", "reason", "is_blank", "safety_flagged")
 
 Counts = dict[tuple[str, str | None], int]
+pc: Any = pyarrow.compute  # its functions are made at import, where type checkers do not see them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

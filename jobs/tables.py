@@ -17,7 +17,9 @@ TO_TRY = (
 )
 
 if TYPE_CHECKING:  # these modules import torch or start-up heavy parts
+    from jobs.audit import Audit
     from jobs.bench import BenchResult
+    from jobs.calibrate import Calibration
     from jobs.filter import Change
     from jobs.run import RunReport
 
@@ -67,6 +69,43 @@ def change_table(change: "Change") -> Table:
         before, after = (counts.get((status, reason), 0) for counts in (change.before, change.after))
         table.add_row(status, reason or "", f"{before:,}", f"{after:,}")
     return table
+
+
+def audit_tables(found: "Audit") -> RenderableType:
+    """Kept shares by value, diversity, distributions of scores, thresholds."""
+    kept = Table(box=box.SIMPLE_HEAD)
+    for heading in ("", "value", "images", "kept", "share", "differing bits", "among kept"):
+        kept.add_column(heading, justify="left" if heading in ("", "value") else "right")
+    last = None
+    for row in found.groups:
+        bits = [f"{share:.3f}" if share is not None else "" for share in (row.differing_bits, row.differing_bits_kept)]
+        shown = [Text(row.by if row.by != last else ""), Text(_harmless(row.value))]
+        kept.add_row(*shown, f"{row.images:,}", f"{row.kept:,}", f"{row.share:.1%}", *bits)
+        last = row.by
+    scores = Table(box=box.SIMPLE_HEAD)
+    for heading in ("score", "of", "images", "lowest", "5 %", "25 %", "median", "75 %", "95 %", "highest"):
+        scores.add_column(heading, justify="left" if heading in ("score", "of") else "right")
+    for each in found.scores:
+        scores.add_row(each.score, each.of, f"{each.images:,}", *(f"{value:.3f}" for value in each.quantiles))
+    return Group(kept, scores)
+
+
+def calibration_table(found: "Calibration", precision: float) -> RenderableType:
+    """Precision and recall against the threshold, and the threshold to take."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in (f"{found.score} min", "images kept", "precision", "recall"):
+        table.add_column(heading, justify="right")
+    for point in found.shown():
+        table.add_row(f"{point.threshold:.4f}", f"{point.kept:,}", f"{point.precision:.1%}", f"{point.recall:.1%}")
+    best = found.threshold_for(precision)
+    if best is None:
+        return Group(table, Text(f" no threshold reaches a precision of {precision:.1%}\n", style="bold"))
+    text = f" min: {best.threshold:.9g} has a precision of {best.precision:.1%} at a recall of {best.recall:.1%}"
+    return Group(table, Text(f"{text}, over {found.images:,} labelled images\n", style="bold"))
+
+
+def _harmless(text: str) -> str:
+    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text[:60])
 
 
 def bench_table(result: "BenchResult") -> RenderableType:
