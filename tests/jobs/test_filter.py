@@ -1,6 +1,8 @@
 """``filter`` judges a run again from its stored scores: every reader sees it at once, the run's own files never change."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from jobs.verify import verify
 from schemas import layout
 from schemas.config import FilterConfig
 from schemas.errors import ConfigError, QueryError, RunFolderError
+from tests.conftest import REPOSITORY
 from tests.fakes import LOADER, fake_job
 from tests.jobs.test_query import PROBES
 from tests.runs import commit, digest_of_folder, finished_run, make_config, plan_run
@@ -276,3 +279,16 @@ def test_the_rules_are_recorded_with_the_run(run: RunDir) -> None:
     judged = read_judged(run.store)
     assert judged is not None
     assert FilterConfig.model_validate(judged.filter).rules[0].min == 0.6
+
+
+def test_killed_at_any_operation_the_verdicts_are_the_old_or_the_new_ones(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", prompts=6)
+    command = [sys.executable, "-m", "tests.crash_filter", run.store.root]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["points"] > 15
+    assert seen["other"] == 0
+    assert seen["old"] > 5
+    assert seen["new"] > 1
+    assert verify(run).ok

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.filter import filter_run
 from jobs.query import query
+from jobs.rescore import rescore
 from jobs.run import RunReport, Tally
 from jobs.run_dir import RunDir
 from jobs.show import contact_sheet
@@ -142,3 +144,23 @@ def test_a_prefix_with_other_things_in_it_is_refused(tmp_path: Path, url: str) -
 def test_a_place_that_is_no_run_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert "s3://nowhere/run: there is no such bucket" in refused(capsys, command, "s3://nowhere/run")
     assert f"s3://{BUCKET}/nothing: is not a run folder" in refused(capsys, command, f"s3://{BUCKET}/nothing")
+
+
+def test_a_run_is_judged_and_scored_again_there(tmp_path: Path, url: str) -> None:
+    job = fake_job(tmp_path)
+    run_to(job, url)
+    make(job, tmp_path / "run")
+    rules = 'filter.rules=[{"keep": 1, "within": "prompt", "score": "sharp"}, {"where": "sharp_score > 0"}]'
+    verdicts = "select sample_id, status, reason, sharp_score, is_best from metadata order by sample_id"
+    for root in (url, str(tmp_path / "run")):
+        rescore(root, "sharp={type: sharpness}")
+        filter_run(root, [rules])
+    found = query([url], verdicts)
+    assert found.equals(query([tmp_path / "run"], verdicts))
+    assert found["status"].to_pylist().count("accepted") == 10
+    store, local = open_store(url), open_store(tmp_path / "run")
+    names = store.list(layout.JUDGED)
+    assert {name: store.get(name) for name in names if name != layout.JUDGED_INDEX} == {
+        name: local.get(name) for name in local.list(layout.JUDGED) if name != layout.JUDGED_INDEX
+    }
+    assert verify(RunDir.open(url)).ok
