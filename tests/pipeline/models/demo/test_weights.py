@@ -129,7 +129,7 @@ def test_generator_draws_what_the_prompt_says(generator: StableDiffusionPipeline
     assert rows[-1].draws == 48
     assert rows[-1].exact >= EXACT_AT_LEAST
     assert rows[-1].kept >= 0.5
-    assert rows[-1].exact_of_kept > rows[-1].exact
+    assert rows[-1].exact_of_kept >= rows[-1].exact
 
 
 def test_a_picture_does_not_depend_on_its_batch_mates(generator: StableDiffusionPipeline) -> None:
@@ -156,4 +156,4 @@ def test_settings_name_one_scheduler_and_folder() -> None:
 
 
 MALFORMED_ACCEPTED = 0.12
-EXACT_AT_LEAST = 0.5
+EXACT_AT_LEAST = 0.9
