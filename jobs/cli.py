@@ -276,6 +276,29 @@ def show(run: str | Path, png: Path, where: str, limit: int) -> None:
 
 
 @cli.command()
+@RUN
+@click.argument("target", type=_folder)
+@click.option("--format", "form", type=click.Choice(["imagefolder", "webdataset", "hf", "parquet"]), required=True, help="What to write.")
+@click.option("--where", default="true", metavar="SQL", help='Condition on the metadata, such as "clip_score > 0.3".')
+@click.option("--only", type=click.Choice(["accepted", "rejected", "all"]), default="accepted", show_default=True, help="Which images.")
+@click.option("--split", default="train=1", show_default=True, help="Names and shares: train=.9,val=.1.")
+@click.option("--split-by", default="prompt", show_default=True, metavar="COLUMN", help="Images that share its value are in one split.")
+@click.option("--label", default="label", show_default=True, metavar="COLUMN", help="Column, or tags.NAME, that makes the classes.")
+@click.option("--shard-mb", default=500, show_default=True, type=click.IntRange(1), help="Size of tar and Parquet files.")
+@click.option("--license", "license_id", default="unknown", show_default=True, help="Licence of the dataset, for its card.")
+def export(run: str | Path, target: str | Path, form: str, shard_mb: int, **options: str) -> None:
+    """Write a run's images and metadata as a training dataset, with a card. TARGET is a new folder.
+
+    Example: promptmill export runs/demo demo-set --format hf --split train=.9,val=.1 --label tags.kind
+    """
+    from jobs.export import export as write
+
+    done = write(run, target, form=form, shard_bytes=shard_mb * 1_000_000, **options)
+    splits = ", ".join(f"{name} {count:,}" for name, count in done.splits.items())
+    click.echo(f"{done.target}: {sum(done.splits.values()):,} images ({splits}) of {done.classes:,} classes, {done.num_bytes:,} bytes")
+
+
+@cli.command()
 @CONFIG
 @click.option("--draws", default=128, show_default=True, type=click.IntRange(8), help="Images per round.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Rounds; the median counts.")

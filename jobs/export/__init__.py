@@ -1,0 +1,153 @@
+"""``promptmill export``: a run as a dataset for training, in a format that other tools read.
+
+Images are copied as they were encoded, each checked against its sha256. Everything is written to a hidden folder next to
+the target, which gets its name when all is there: a target is whole or not there at all. Text of prompts and labels never becomes
+a path as it stands.
+"""
+
+import contextlib
+import math
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.export import parquet
+from jobs.export.base import Format, Item, Outline
+from jobs.export.card import Contents, card
+from jobs.export.imagefolder import ImageFolder
+from jobs.export.splits import Splits
+from jobs.export.webdataset import WebDataset
+from jobs.judged import added_scorers
+from jobs.query import query
+from jobs.run_dir import RunDir
+from jobs.selection import Selection, expression, select, value_of
+from pipeline.store import is_url
+from schemas.errors import QueryError, RunFolderError
+from schemas.tables import metadata_schema
+
+FORMATS: dict[str, Format] = {"imagefolder": ImageFolder, "webdataset": WebDataset, "hf": parquet.hf, "parquet": parquet.plain}
+SHARD_BYTES = 500_000_000
+EXAMPLES = 10
+MOST_CLASSES = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What was written: images by split, their labels, their bytes."""
+
+    target: Path
+    splits: dict[str, int]
+    classes: int
+    num_bytes: int
+
+
+def export(
+    path: str | Path,
+    target: str | Path,
+    *,
+    form: str,
+    where: str = "true",
+    only: str = "accepted",
+    split: str = "train=1",
+    split_by: str = "prompt",
+    label: str = "label",
+    shard_bytes: int = SHARD_BYTES,
+    license_id: str = "unknown",
+) -> Exported:
+    """Write the images of a run that satisfy an SQL condition to the new folder ``target``; see ``FORMATS``.
+
+    ``only`` is accepted, rejected or all. ``split`` has names and shares; images with equal ``split_by``, a column or tag, are in one
+    split. ``label`` is the column or tag that makes the classes. Raises UserError, and has then written nothing.
+    """
+    run, splits, selection = RunDir.open(path), Splits.parse(split), Selection(where=where, only=only)
+    expression(run, split_by)
+    classes = _distinct(run, selection, expression(run, label))
+    tags = _distinct(run, selection, "unnest(map_keys(tags))")
+    if len(classes) > MOST_CLASSES:
+        raise QueryError(f"--label {label}: has {len(classes):,} values, more than {MOST_CLASSES:,}; choose a column that makes classes")
+    schema = _schema([*run.job.scorers, *added_scorers(run.store)], tags)
+    with _new_folder(target) as folder:
+        writer = FORMATS[form](Outline(folder=folder, splits=splits.names, classes=classes, schema=schema, shard_bytes=shard_bytes))
+        counts: Counter[tuple[str | None, str]] = Counter()
+        examples: dict[str, None] = {}
+        num_bytes = 0
+        with contextlib.closing(writer):
+            for row, data in select(run, selection):
+                item = _item(row, data, splits.of(value_of(row, split_by)), value_of(row, label), tags)
+                writer.add(item)
+                counts[item.label, item.split] += 1
+                num_bytes += len(data)
+                if len(examples) < EXAMPLES:
+                    examples[row["prompt"]] = None
+        if not counts:
+            raise QueryError(f"{path}: no {'' if only == 'all' else only + ' '}image satisfies {where!r}; 'promptmill status' counts them")
+        by_split = {name: sum(count for (_, at), count in counts.items() if at == name) for name in splits.names}
+        contents = Contents(
+            form=form,
+            selection=selection,
+            split=split,
+            split_by=split_by,
+            label=label,
+            splits=by_split,
+            labels=counts,
+            examples=tuple(examples),
+        )
+        (folder / "README.md").write_text(card(run, contents, license_id), encoding="utf-8", newline="\n")
+    return Exported(target=Path(target), splits=by_split, classes=len(classes), num_bytes=num_bytes)
+
+
+def _distinct(run: RunDir, selection: Selection, value: str) -> list[str]:
+    sql = f"select distinct v from (select {value} as v from metadata where {selection.sql}) where v is not null"  # noqa: S608
+    return sorted(str(one) for one in query([run.store.root], sql)["v"].to_pylist())
+
+
+def _schema(scorers: list[str], tags: list[str]) -> pa.Schema:
+    """The metadata's columns, tags last; a label is text here."""
+    fields = [field.remove_metadata().with_nullable(True) for field in metadata_schema(scorers) if field.name != "tags"]
+    return pa.schema(
+        [
+            pa.field("label", pa.string()) if field.name == "label" else field
+            for field in [*fields, *(pa.field(f"tags.{tag}", pa.string()) for tag in tags)]
+        ]
+    )
+
+
+def _item(row: dict[str, Any], data: bytes, split: str, label: str | None, tags: list[str]) -> Item:
+    flat = {name: _finite(value) for name, value in row.items() if name != "tags"}
+    flat |= {"label": label} | {f"tags.{tag}": row["tags"].get(tag) for tag in tags}
+    return Item(split=split, name=f"{row['sample_id']}.{row['format']}", data=data, label=label, row=flat)
+
+
+def _finite(value: object) -> object:
+    """NaN, which JSON does not have, as null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def _new_folder(target: str | Path) -> Iterator[Path]:
+    """A folder to write to that becomes ``target`` at the end, or is removed. Raises RunFolderError."""
+    if is_url(str(target)):
+        raise RunFolderError(f"{target}: an export goes to a folder of this machine; copy it to the object store when it is done")
+    place = Path(target).absolute()
+    if place.exists() or place.is_symlink():
+        raise RunFolderError(f"{target}: is there already; choose another target, or delete it")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    except OSError as error:
+        raise RunFolderError(f"{target}: cannot be written: {error.strerror}; choose another target") from None
+    try:
+        yield folder
+        folder.chmod(0o755)
+        os.rename(folder, place)
+    except OSError as error:
+        raise RunFolderError(f"{target}: cannot be written: {error.strerror}; nothing was published") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

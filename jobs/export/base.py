@@ -1,0 +1,49 @@
+"""The seam between the export and its formats."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """What a format has to know before the first image.
+
+    ``classes`` are all labels, sorted. ``schema`` has the columns of an item's ``row``: those of ``metadata`` with
+    ``tags`` taken apart into ``tags.NAME``. ``shard_bytes`` is about the size of a file that holds many images.
+    """
+
+    folder: Path
+    splits: Sequence[str]
+    classes: Sequence[str]
+    schema: pa.Schema
+    shard_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One image: ``data`` as it was encoded once, ``row`` in JSON values, ``name`` a file name that is safe anywhere."""
+
+    split: str
+    name: str
+    data: bytes
+    label: str | None
+    row: dict[str, Any]
+
+
+class Writer(Protocol):
+    """One format. Items of a split come in a fixed order; equal items give equal bytes."""
+
+    def add(self, item: Item) -> None:
+        """Write one image."""
+        ...
+
+    def close(self) -> None:
+        """Finish all files."""
+        ...
+
+
+Format = Callable[[Outline], Writer]
