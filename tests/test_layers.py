@@ -52,7 +52,19 @@ def test_a_stage_imports_no_other_stage(stage: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    "jobs.cli jobs.models jobs.prepare jobs.run_dir jobs.run jobs.query jobs.filter jobs.status jobs.verify jobs.export jobs.opened".split(),
+    [
+        "jobs.cli",
+        "jobs.export",
+        "jobs.filter",
+        "jobs.models",
+        "jobs.opened",
+        "jobs.prepare",
+        "jobs.query",
+        "jobs.run",
+        "jobs.run_dir",
+        "jobs.status",
+        "jobs.verify",
+    ],
 )
 def test_reading_a_run_needs_neither_torch_nor_ray(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'ray', 'diffusers', 'transformers', 'open_clip') if m in sys.modules])"
