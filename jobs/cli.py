@@ -299,6 +299,16 @@ def export(run: str | Path, target: str | Path, form: str, shard_mb: int, **opti
 
 
 @cli.command()
+@RUN
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="The page.")
+def report(run: str | Path, out: Path) -> None:
+    """Write one HTML page on a run: counts, scores, best and worst images, what was kept, failures, settings."""
+    from jobs.report import report as write
+
+    click.echo(f"{out}: {write(run, out):,} bytes")
+
+
+@cli.command()
 @CONFIG
 @click.option("--draws", default=128, show_default=True, type=click.IntRange(8), help="Images per round.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Rounds; the median counts.")

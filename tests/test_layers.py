@@ -60,6 +60,7 @@ def test_a_stage_imports_no_other_stage(stage: str) -> None:
         "jobs.opened",
         "jobs.prepare",
         "jobs.query",
+        "jobs.report",
         "jobs.run",
         "jobs.run_dir",
         "jobs.status",

@@ -1,0 +1,164 @@
+"""Facts to one HTML page: no script, no network, no file beside it. All text of prompts and labels is escaped where it enters."""
+
+import base64
+import html
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from jobs.report.facts import Facts, Failure, Gallery, Histogram, Picture, Share
+from jobs.status import Status
+
+STYLE = Path(__file__).with_name("style.css")
+WIDTH, HEIGHT, FOOT, HEAD = 520, 150, 20, 16
+SMALL_PX = 128  # images up to this size are enlarged without blurring
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # a browser would refuse a script even if one came through
+
+
+def render(facts: Facts) -> str:
+    """The whole page."""
+    title = _text(Path(facts.status.root).name)
+    made_by = f"{_text(facts.model)} @ {_text(facts.revision)} · job {_text(facts.status.fingerprint)} · {facts.status.state}"
+    shares = "".join(_shares(by, of) for by, of in facts.shares.items())
+    body = [
+        f"<h1>{title}</h1>",
+        f'<p class="lead">{made_by}</p>',
+        _numbers(facts.status),
+        _funnel(facts.status),
+        *_section("Scores", [f'<div class="scores">{"".join(map(_histogram, facts.histograms))}</div>'] if facts.histograms else []),
+        *(part for gallery in facts.galleries for part in _gallery(gallery)),
+        *_section("What was kept", [f'<div class="grid">{shares}</div>'] if shares else []),
+        *_section("Failures", [_failures(facts.failures)] if facts.failures else []),
+        *_section("Time", [_time(facts.status)] if facts.status.stage_seconds else []),
+        *_section("Settings", [_settings(facts)]),
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>\n'
+        f"<style>\n{STYLE.read_text()}</style></head>\n"
+        f"<body><main>\n{chr(10).join(body)}\n</main></body></html>\n"
+    )
+
+
+def _text(text: object) -> str:
+    """Escaped; characters that control, or turn the direction of writing, as visible escapes."""
+    shown = (f"\\u{ord(c):04x}" if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in str(text))
+    return html.escape("".join(shown))
+
+
+def _section(title: str, parts: Sequence[str]) -> list[str]:
+    return [f"<h2>{title}</h2>", *parts] if parts else []
+
+
+def _numbers(status: Status) -> str:
+    made = status.accepted + status.rejected
+    rate = status.images_per_second
+    numbers = [
+        ("", f"{status.draws_done:,}", f"of {status.draws_planned:,} draws made"),
+        ("accepted", f"{status.accepted:,}", "accepted"),
+        ("rejected", f"{status.rejected:,}", "rejected"),
+        ("failed" if status.failed else "", f"{status.failed:,}", "failed"),
+        ("", f"{status.accepted / made:.1%}" if made else "–", "of the images kept"),
+        ("", f"{rate:.2f}" if rate else "–", "images per second"),
+    ]
+    cards = "".join(f'<div class="card {kind}"><b>{number}</b>{name}</div>' for kind, number, name in numbers)
+    return f'<div class="numbers">{cards}</div>'
+
+
+def _funnel(status: Status) -> str:
+    total = sum(reason.draws for reason in status.reasons) or 1
+    parts = "".join(f'<i class="{reason.status}" style="width:{reason.draws / total:.3%}"></i>' for reason in status.reasons)
+    legend = "".join(
+        f'<span><i class="{reason.status}"></i>{_text((reason.reason or reason.status).replace("_", " "))} {reason.draws:,}'
+        f" ({reason.draws / total:.1%})</span>"
+        for reason in status.reasons
+    )
+    note = f'<p class="soft">{_text(status.note)}</p>' if status.note else ""
+    return f'<div class="card" style="margin-top:12px"><div class="bar">{parts}</div><div class="legend">{legend}</div>{note}</div>'
+
+
+def _histogram(found: Histogram) -> str:
+    most = max(one + other for one, other in zip(found.kept, found.rejected, strict=True)) or 1
+    step, floor = WIDTH / len(found.kept), HEIGHT - FOOT
+    bars = []
+    for number, (kept, rejected) in enumerate(zip(found.kept, found.rejected, strict=True)):
+        upper, lower = (count / most * (floor - HEAD) for count in (rejected, kept))
+        bars += [
+            _bar("kept", number * step, floor - lower, step, lower),
+            _bar("rejected", number * step, floor - lower - upper, step, upper),
+        ]
+    span = found.high - found.low or 1.0
+    marks = []
+    for limit in (limit for limit in found.limits if found.low <= limit <= found.high):
+        at = (limit - found.low) / span * WIDTH
+        anchor = "end" if at > WIDTH / 2 else "start"
+        marks.append(
+            f'<line class="limit" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{floor}"/>'
+            f'<text class="limit" x="{at + (-5 if anchor == "end" else 5):.1f}" y="10" text-anchor="{anchor}">limit {limit:g}</text>'
+        )
+    unknown = f' <span class="soft">· {found.unknown:,} without a score</span>' if found.unknown else ""
+    return (
+        f'<div class="card"><h3>{_text(found.score)}{unknown}</h3><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
+        f' aria-label="histogram of {_text(found.score)}">{"".join(bars)}<line class="axis" x1="0" x2="{WIDTH}" y1="{floor}" y2="{floor}"/>'
+        f'{"".join(marks)}<text x="0" y="{HEIGHT - 5}">{found.low:.3g}</text>'
+        f'<text x="{WIDTH}" y="{HEIGHT - 5}" text-anchor="end">{found.high:.3g}</text></svg>'
+        '<div class="legend"><span><i class="accepted"></i>accepted</span><span><i class="rejected"></i>rejected</span></div></div>'
+    )
+
+
+def _bar(kind: str, x: float, y: float, width: float, height: float) -> str:
+    return f'<rect class="{kind}" x="{x + 0.5:.1f}" y="{y:.1f}" width="{width - 1:.1f}" height="{height:.1f}"/>' if height else ""
+
+
+def _gallery(gallery: Gallery) -> list[str]:
+    head = f'{gallery.title} <span class="soft" style="font-weight:400">· {_text(gallery.meaning)}</span>'
+    return _section(head, [f'<div class="pictures">{"".join(map(_picture, gallery.pictures))}</div>'])
+
+
+def _picture(picture: Picture) -> str:
+    row = picture.row
+    small = ' class="small"' if max(row["width"], row["height"]) <= SMALL_PX else ""
+    score = f'<span class="score">{picture.score:.3f}</span> ' if picture.score is not None else ""
+    verdict = _text((row["reason"] or row["status"]).replace("_", " "))
+    label = f" · {_text(row['label'])}" if row["label"] is not None else ""
+    return (
+        f'<figure><img{small} src="data:image/webp;base64,{base64.b64encode(picture.webp).decode()}" alt="{_text(row["prompt"])}">'
+        f'<figcaption>{score}<span class="{row["status"]}">{verdict}</span><p title="{_text(row["prompt"])}">{_text(row["prompt"])}</p>'
+        f'<span class="soft">seed {row["seed"]}{label}</span></figcaption></figure>'
+    )
+
+
+def _shares(by: str, shares: Iterable[Share]) -> str:
+    rows = "".join(_share(share.value, f"{share.kept:,} / {share.images:,}", share.kept / share.images) for share in shares)
+    return f'<div class="card"><h3>{_text(by.removeprefix("tags."))}</h3><table>{rows}</table></div>'
+
+
+def _share(name: str, counts: str, share: float) -> str:
+    bar = f'<div class="bar"><i class="accepted" style="width:{share:.2%}"></i></div>'
+    return f'<tr><td>{_text(name)}</td><td class="right">{counts}</td><td class="right">{share:.0%}</td><td class="share">{bar}</td></tr>'
+
+
+def _failures(failures: Iterable[Failure]) -> str:
+    rows = "".join(
+        f'<tr><td>{_text(one.reason)}</td><td class="right">{one.draws:,}</td><td>{_text(one.error)}</td><td>{_text(one.prompt)}</td></tr>'
+        for one in failures
+    )
+    head = '<tr><th>reason</th><th class="right">draws</th><th>one of them said</th><th>its prompt</th></tr>'
+    return f'<div class="card"><table>{head}{rows}</table></div>'
+
+
+def _time(status: Status) -> str:
+    total = sum(status.stage_seconds.values()) or 1.0
+    rows = "".join(_share(stage, f"{seconds:,.1f} s", seconds / total) for stage, seconds in status.stage_seconds.items())
+    mishaps = f"{status.retries} retries, {status.workers_lost} workers lost"
+    facts = f"{len(status.workers)} workers at the latest start, {status.starts} starts, {mishaps}"
+    head = "<h3>Seconds per stage, added up over workers and threads</h3>"
+    return f'<div class="card">{head}<table>{rows}</table><p class="soft">{facts}</p></div>'
+
+
+def _settings(facts: Facts) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
+    return (
+        f'<div class="card"><h3>Rules</h3><pre>{_text(facts.rules)}</pre><details><summary>Configuration in full</summary>'
+        f'<pre>{_text(facts.settings)}</pre></details><p class="soft">{_text(versions)}</p></div>'
+    )
