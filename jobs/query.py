@@ -6,9 +6,11 @@ locked; and it has no folder to spill to, so memory is bounded and nothing is wr
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -23,6 +25,7 @@ from schemas.tables import images_schema, metadata_schema
 
 __all__ = ["open_query", "print_result", "query"]
 
+T = TypeVar("T")
 VIEWS = "metadata, images and failed"
 BATCH_ROWS = 1024
 BEFORE_LOCK = {  # settings of the connection; most leave no door that is not needed
@@ -53,9 +56,9 @@ def open_query(run_paths: Sequence[str | Path], sql: str, *, memory: str = "2GB"
     guard = Guard(memory=memory, timeout_seconds=timeout_seconds, runs=[name for name, _ in runs])
     with guard.errors(), duckdb.connect(config=BEFORE_LOCK | {"memory_limit": memory}) as connection:
         _make_views(connection, runs)
-        with guard.deadline(connection):
-            reader = connection.sql("select * from query(?)", params=[sql]).to_arrow_reader(BATCH_ROWS)
-            yield Result(schema=reader.schema, batches=guard.watch(reader))
+        with guard.deadline(connection), ThreadPoolExecutor(max_workers=1) as pool:
+            reader = _call(pool, connection, lambda: connection.sql("select * from query(?)", params=[sql]).to_arrow_reader(BATCH_ROWS))
+            yield Result(schema=reader.schema, batches=guard.watch(lambda: _call(pool, connection, reader.read_next_batch)))
 
 
 def _make_views(connection: duckdb.DuckDBPyConnection, runs: Sequence[tuple[str, RunDir]]) -> None:
@@ -92,6 +95,17 @@ def _source(connection: duckdb.DuckDBPyConnection, files: Sequence[str], schema:
     empty = connection.from_arrow(schema.empty_table())
     columns = ", ".join(f'null::{kind} as "{name}"' for name, kind in zip(empty.columns, empty.types, strict=True))
     return f"(select {columns} where false)"
+
+
+def _call(pool: ThreadPoolExecutor, connection: duckdb.DuckDBPyConnection, function: Callable[[], T]) -> T:
+    """The function's result; it runs in the pool's thread, since DuckDB does not look for Ctrl-C in every kind of query."""
+    future = pool.submit(function)
+    try:
+        return future.result()
+    except KeyboardInterrupt:
+        while wait([future], timeout=0.05).not_done:  # again, since an interrupt that comes before the query begins is lost
+            connection.interrupt()
+        raise
 
 
 def _quoted(text: str) -> str:
@@ -138,16 +152,12 @@ class Guard:
             yield
         except (duckdb.Error, UnicodeError) as error:
             raise QueryError(f"query: {self._line(type(error), str(error))}") from None
-        except RuntimeError as error:
-            if str(error) == "Query interrupted":  # what DuckDB makes of Ctrl-C
-                raise KeyboardInterrupt from None
-            raise
 
-    def watch(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    def watch(self, read_next_batch: Callable[[], pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """The batches; Arrow passes DuckDB's errors on as OSError or ArrowInvalid."""
         while True:
             try:
-                batch = reader.read_next_batch()
+                batch = read_next_batch()
             except StopIteration:
                 return
             except (pa.ArrowException, OSError) as error:
