@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.models.resolve import BUNDLED
 from pipeline.store import is_url
 from schemas.config import JobConfig
 from schemas.config_load import load
@@ -72,7 +73,7 @@ def _refuse_local(config: JobConfig, base_dir: Path) -> None:
         )
     named = {"model.id": config.model.id} | {f"scorers.{name}.model": card.model for name, card in config.scorers.items() if card.model}
     for key, value in named.items():
-        if value != "demo" and not Path(value).is_absolute() and (base_dir / value).is_dir():
+        if value not in BUNDLED and not Path(value).is_absolute() and (base_dir / value).is_dir():
             raise ConfigError(
                 f"{key} {value}: is a folder on this machine, and model folders do not travel; give a hub name,"
                 " or the absolute path of a folder that every machine of the cluster sees"

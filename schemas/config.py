@@ -133,12 +133,15 @@ class EndpointConfig(Section):
 class ModelConfig(Section):
     """The generator."""
 
-    id: str = Field(description="'demo' (bundled), a local diffusers folder, or a hub name such as stabilityai/sdxl-turbo")
+    id: str = Field(
+        description="'demo' or 'demo-upscaler' (bundled), a local diffusers folder, or a hub name such as stabilityai/sdxl-turbo"
+    )
     endpoint: EndpointConfig | None = Field(default=None, description="a server that draws instead of this machine: see below")
     revision: str | None = Field(default=None, description="commit of a hub model; without it the newest is looked up once and recorded")
     variant: str | None = Field(default=None, description="weight files with this infix, for example fp16")
     controlnet: str | None = Field(
-        default=None, description="for sampling.mode control: a local folder or hub name of a ControlNet that fits the model"
+        default=None,
+        description="for sampling.mode control: 'demo' (edges), a local folder or hub name of a ControlNet that fits the model",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="compute type of all parts of the pipeline")
     cpu_threads: int = Field(

@@ -26,10 +26,10 @@ def machine(folder: Path) -> Iterator[Check]:
 
 
 def weights(folder: Path) -> Iterator[Check]:
-    from pipeline.models.resolve import DEMO
+    from pipeline.models.resolve import WEIGHTS
     from pipeline.weights import PINNED
 
-    yield weights_check(DEMO.parent / PINNED)
+    yield weights_check(WEIGHTS / PINNED)
 
 
 def weights_check(pins: Path) -> Check:

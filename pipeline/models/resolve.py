@@ -18,7 +18,10 @@ from schemas.errors import ModelError
 from schemas.modes import STRENGTH, Mode
 from schemas.records import Prompt
 
-DEMO = Path(__file__).parent / "demo" / "weights" / "generator"
+WEIGHTS = Path(__file__).parent / "demo" / "weights"
+BUNDLED = {"demo": "generator", "demo-upscaler": "upscaler"}
+"""Models that come with promptmill, and their folders in WEIGHTS; model.controlnet may be 'demo' too."""
+
 ENDPOINT = "endpoint"  # in the place of a pipeline class
 _FIXED_SIZE = frozenset({"DDPMPipeline", "DDIMPipeline", "DiTPipeline"})  # they take neither width nor height
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -29,7 +32,7 @@ _CONFIG_PATTERNS = (INDEX, "*/*.json", "*/*.txt", "*/*.model")
 class ModelCard:
     """All that is needed to plan with a model and to load it; plain values, recorded in ``job.yaml``.
 
-    ``name`` is 'demo', the hub id, or the folder's own name. ``revision`` is the hub commit, or a sha256 over
+    ``name`` is that of a bundled model, the hub id, or the folder's own name. ``revision`` is the hub commit, or a sha256 over
     the files that get loaded. ``width`` and ``height`` are its default size in pixels; sizes are multiples of
     ``size_multiple`` and at most ``max_size``. ``prediction_type`` is epsilon, v_prediction, sample or flow.
     ``pipeline_class`` is what does the job's ``mode``; ``input_scale`` is how much larger its images are than their init
@@ -54,22 +57,23 @@ class ModelCard:
 def resolve_model(config: ModelConfig, *, base_dir: Path, mode: Mode = "text-to-image") -> ModelCard:
     """Find a model, check it through, and choose the pipeline for the mode.
 
-    With ``config.endpoint`` nothing is looked up. Else ``config.id`` is 'demo', a folder (absolute or relative to
-    ``base_dir``), or a hub id. Raises ModelError.
+    With ``config.endpoint`` nothing is looked up. Else ``config.id`` is one of BUNDLED, a folder (absolute or relative
+    to ``base_dir``), or a hub id. Raises ModelError.
     """
     where = f"model {config.id}"
     if config.endpoint:
         if mode != "text-to-image":
             raise ModelError(f"sampling.mode: an endpoint does not do {mode}; use text-to-image")
         return _endpoint_card(config)
-    local = DEMO if config.id == "demo" else (base_dir / Path(config.id).expanduser())
-    if config.id == "demo" or local.is_dir():
-        if config.id == "demo" and not local.is_dir():
+    bundled = config.id in BUNDLED
+    local = WEIGHTS / BUNDLED[config.id] if bundled else base_dir / Path(config.id).expanduser()
+    if bundled or local.is_dir():
+        if not local.is_dir():
             raise ModelError(f"{where}: the bundled weights are missing from this installation; install promptmill again")
         found = inspect_folder(local, variant=config.variant, where=where)
-        if config.id == "demo":
-            check_pinned(local, found.files, pins=local.parent / PINNED, where=where)
-        name = "demo" if config.id == "demo" else local.resolve().name
+        if bundled:
+            check_pinned(local, found.files, pins=WEIGHTS / PINNED, where=where)
+        name = config.id if bundled else local.resolve().name
         card = _card(found, name=name, revision=fingerprint(local, found.files), folder=local.resolve(), where=where)
     elif _HUB_ID.fullmatch(config.id):
         folder = _from_hub(config, where)
@@ -97,7 +101,8 @@ def _with_controlnet(card: ModelCard, config: ModelConfig, *, base_dir: Path) ->
     """The card with its ControlNet, whose files become part of the revision."""
     if config.controlnet is None:
         return card
-    where, folder = f"model.controlnet {config.controlnet}", base_dir / Path(config.controlnet).expanduser()
+    where, bundled = f"model.controlnet {config.controlnet}", config.controlnet == "demo"
+    folder = WEIGHTS / "controlnet" if bundled else base_dir / Path(config.controlnet).expanduser()
     if not folder.is_dir():
         if not _HUB_ID.fullmatch(config.controlnet):
             raise ModelError(
@@ -109,6 +114,8 @@ def _with_controlnet(card: ModelCard, config: ModelConfig, *, base_dir: Path) ->
     if found != wanted:
         raise ModelError(f"{where}: is a {found}, and {card.name} takes a {wanted}; give a ControlNet that was trained for this model")
     files = ["config.json", *weight_files(folder, variant=config.variant, where=where)]
+    if bundled:
+        check_pinned(folder, files, pins=WEIGHTS / PINNED, where=where)
     return replace(card, controlnet=str(folder), revision=f"{card.revision}+{fingerprint(folder, files)}")
 
 

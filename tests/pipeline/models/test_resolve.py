@@ -158,7 +158,8 @@ def test_a_folder_that_is_not_there_is_no_hub_id(tmp_path: Path) -> None:
 
 
 def test_demo_weights_are_found_by_the_package_and_checked(own_copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(resolve, "DEMO", own_copy)
+    monkeypatch.setattr(resolve, "WEIGHTS", own_copy.parent)
+    monkeypatch.setitem(resolve.BUNDLED, "demo", own_copy.name)
     demo = ModelConfig(id="demo")  # pyright: ignore[reportCallIssue]
     assert resolve_model(demo, base_dir=tmp_path).name == "demo"
     (own_copy.parent / "sha256.json").write_text(json.dumps({"my-model/unet/config.json": "0" * 64}))
