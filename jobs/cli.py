@@ -309,6 +309,27 @@ def report(run: str | Path, out: Path) -> None:
 
 
 @cli.command()
+@RUN
+@click.option("--against", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="Real images, a folder per class.")
+@click.option("--label", default="label", show_default=True, metavar="COLUMN", help="Column, or tags.NAME, that names the classes.")
+@click.option("--where", default="true", metavar="SQL", help="Condition on the run's images.")
+@click.option("--clip", metavar="MODEL", help="CLIP model whose features are compared.  [default: the run's]")
+@click.option("--limit", default=5000, show_default=True, type=click.IntRange(20), help="Most images of each set.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate(run: str | Path, against: Path, as_json: bool, **options: Any) -> None:
+    """What a classifier learns from a run's images, tested on real ones; and how close the two are."""
+    from jobs.evaluate import evaluate as compare
+    from jobs.evaluate import to_json
+    from jobs.tables import evaluation_table
+
+    found = compare(run, against, **options)
+    if as_json:
+        click.echo(to_json(found))
+    else:
+        _stdout().print(evaluation_table(found))
+
+
+@cli.command()
 @CONFIG
 @click.option("--draws", default=128, show_default=True, type=click.IntRange(8), help="Images per round.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Rounds; the median counts.")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # these modules import torch or start-up heavy parts
     from jobs.audit import Audit
     from jobs.bench import BenchResult
     from jobs.calibrate import Calibration
+    from jobs.evaluate import Evaluation
     from jobs.filter import Change
     from jobs.run import RunReport
 
@@ -102,6 +103,20 @@ def calibration_table(found: "Calibration", precision: float) -> RenderableType:
         return Group(table, Text(f" no threshold reaches a precision of {precision:.1%}\n", style="bold"))
     text = f" min: {best.threshold:.9g} has a precision of {best.precision:.1%} at a recall of {best.recall:.1%}"
     return Group(table, Text(f"{text}, over {found.images:,} labelled images\n", style="bold"))
+
+
+def evaluation_table(found: "Evaluation") -> RenderableType:
+    """A line per set of images."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("learned from", "images", "accuracy", "precision", "recall", "density", "coverage", "kernel distance"):
+        table.add_column(heading, justify="left" if heading == "learned from" else "right")
+    for row in found.rows:
+        shares = (row.accuracy, row.precision, row.recall)
+        figures = [*(f"{share:.1%}" for share in shares), f"{row.density:.2f}", f"{row.coverage:.1%}", f"{row.kernel_distance:.4f}"]
+        table.add_row(row.name, f"{row.images:,}", *figures)
+    told = f" {len(found.classes)} classes, tested on {found.tested_on:,} real images, features of {found.encoder}"
+    left = f"; left out: {', '.join(map(_harmless, found.left_out))}" if found.left_out else ""
+    return Group(table, Text(f"{told}{left}\n"))
 
 
 def _harmless(text: str) -> str:

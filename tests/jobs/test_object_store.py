@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.export import export
 from jobs.filter import filter_run
 from jobs.query import query
+from jobs.report import report
 from jobs.rescore import rescore
 from jobs.run import RunReport, Tally
 from jobs.run_dir import RunDir
@@ -22,6 +24,7 @@ from schemas.errors import QueryError, RunFolderError
 from tests.fakes import LOADER, fake_job
 from tests.jobs.test_bad_input import refused
 from tests.jobs.test_run import VOLATILE, dataset, make
+from tests.runs import digest_of_folder
 from tests.s3 import BUCKET, proxy, s3_server
 
 
@@ -164,3 +167,15 @@ def test_a_run_is_judged_and_scored_again_there(tmp_path: Path, url: str) -> Non
         name: local.get(name) for name in local.list(layout.JUDGED) if name != layout.JUDGED_INDEX
     }
     assert verify(RunDir.open(url)).ok
+
+
+def test_a_run_there_is_exported_and_reported_as_one_on_a_disk(tmp_path: Path, url: str) -> None:
+    job = fake_job(tmp_path)
+    run_to(job, url)
+    make(job, tmp_path / "run")
+    for number, path in enumerate((url, str(tmp_path / "run"))):
+        export(path, tmp_path / f"set{number}", form="hf")
+    assert digest_of_folder(tmp_path / "set0") == digest_of_folder(tmp_path / "set1")
+    assert report(url, tmp_path / "report.html") > 10_000
+    with pytest.raises(RunFolderError, match="an export goes to a folder of this machine"):
+        export(url, f"{url}-set", form="hf")
