@@ -21,7 +21,7 @@ from jobs.export.paths import folder_name
 from jobs.query import query
 from jobs.run_dir import RunDir
 from jobs.selection import Selection, expression, value_of
-from pipeline.metrics import classifier_accuracy, kernel_distance, precision_recall_density_coverage
+from pipeline.metrics import classifier_accuracy, kernel_distance, precision_recall_density_coverage, vendi_score
 from pipeline.scorers import load_scorer
 from pipeline.scorers.resolve import resolve_scorer
 from schemas.config import ScorerConfig
@@ -29,12 +29,16 @@ from schemas.errors import ConfigError, ModelError
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 NEIGHBOURS = 5
+MOST_TESTED = 5000
 BATCH = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One set of images against the real test half. ``accuracy`` is that of a classifier that learned from this set."""
+    """One set of images against the real test half; ``vendi`` is of the set alone.
+
+    ``accuracy`` is that of a classifier that learned from this set.
+    """
 
     name: str
     images: int
@@ -44,6 +48,7 @@ class Row:
     density: float
     coverage: float
     kernel_distance: float
+    vendi: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +74,7 @@ def evaluate(
     """Compare a run with ``against``, a folder that holds a folder of images per class.
 
     ``label`` is the column or tag whose values name the classes, ``where`` a condition on the run's images, ``clip`` an encoder other than
-    the run's own, ``limit`` the most images of a set. Raises UserError.
+    the run's own, ``limit`` the most images of a set to learn from. Raises UserError.
     """
     run = RunDir.open(path)
     column = expression(run, label)
@@ -83,7 +88,7 @@ def evaluate(
         )
     encoder = _encoder(run, clip)
     numbers = {name: number for number, name in enumerate(classes)}
-    halves = _halves([(file, numbers[name]) for name in classes for file in folders[folder_name(name)]], 2 * limit)
+    halves = _halves([(file, numbers[name]) for name in classes for file in folders[folder_name(name)]], limit)
     condition = f"({where}\n) and {column} is not null"
     sets = {"real": _features(encoder, _read(halves[0])), "test": _features(encoder, _read(halves[1]))}
     for name, only in (("accepted", "accepted"), ("all, unfiltered", "all")):
@@ -115,10 +120,13 @@ def _folders(against: Path) -> dict[str, list[Path]]:
 
 
 def _halves(files: list[tuple[Path, int]], limit: int) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
-    """Two halves of every class, by a hash of each file's name: the same ones each time."""
-    mixed = sorted(files, key=lambda one: hashlib.sha256(f"{one[0].parent.name}/{one[0].name}".encode("utf-8", "surrogatepass")).digest())
-    kept = sorted(mixed[:limit], key=lambda one: one[1])
-    return kept[::2], kept[1::2]
+    """Up to ``limit`` real images to learn from, and the test half, of equal shares of every class; by a hash of each file's name."""
+
+    def lot(one: tuple[Path, int]) -> bytes:
+        return hashlib.sha256(f"{one[0].parent.name}/{one[0].name}".encode("utf-8", "surrogatepass")).digest()
+
+    by_class = sorted(sorted(files, key=lot)[: 2 * MOST_TESTED], key=lambda one: one[1])
+    return sorted(by_class[::2], key=lot)[:limit], by_class[1::2]
 
 
 def _encoder(run: RunDir, clip: str | None) -> Any:
@@ -176,4 +184,5 @@ def _row(name: str, made: _Set, test: _Set, classes: int) -> Row:
         density=density,
         coverage=coverage,
         kernel_distance=kernel_distance(test.features_ND, made.features_ND),
+        vendi=vendi_score(made.features_ND),
     )

@@ -8,7 +8,8 @@ locked; and it has no folder to spill to, so memory is bounded and nothing is wr
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,12 +54,28 @@ def open_query(run_paths: Sequence[str | Path], sql: str, *, memory: str = "2GB"
     DuckDB, ``timeout_seconds`` the whole query. Raises QueryError with one line, RunFolderError if a path is no run.
     """
     runs = [(str(path), RunDir.open(path)) for path in run_paths]
-    guard = Guard(memory=memory, timeout_seconds=timeout_seconds, runs=[name for name, _ in runs])
-    with guard.errors(), duckdb.connect(config=BEFORE_LOCK | {"memory_limit": memory}) as connection:
-        _make_views(connection, runs)
-        with guard.deadline(connection), ThreadPoolExecutor(max_workers=1) as pool:
+    guard = Guard(memory=memory, timeout_seconds=timeout_seconds, runs=runs)
+    with ExitStack() as stack:
+        try:
+            result = stack.enter_context(_answer(runs, sql, guard, memory))
+        except _JudgedAnew:
+            result = stack.enter_context(_answer(runs, sql, guard, memory))
+        yield result
+
+
+@contextmanager
+def _answer(runs: Sequence[tuple[str, RunDir]], sql: str, guard: "Guard", memory: str) -> Iterator[Result]:
+    """The result with its first batch read: what fails by then may be asked again."""
+    with ExitStack() as stack:
+        with guard.errors():
+            connection = stack.enter_context(duckdb.connect(config=BEFORE_LOCK | {"memory_limit": memory}))
+            _make_views(connection, runs)
+            stack.enter_context(guard.deadline(connection))
+            pool = stack.enter_context(ThreadPoolExecutor(max_workers=1))
             reader = _call(pool, connection, lambda: connection.sql("select * from query(?)", params=[sql]).to_arrow_reader(BATCH_ROWS))
-            yield Result(schema=reader.schema, batches=guard.watch(lambda: _call(pool, connection, reader.read_next_batch)))
+            batches = guard.watch(lambda: _call(pool, connection, reader.read_next_batch))
+            first = next(batches, None)
+        yield Result(schema=reader.schema, batches=chain([] if first is None else [first], batches))
 
 
 def _make_views(connection: duckdb.DuckDBPyConnection, runs: Sequence[tuple[str, RunDir]]) -> None:
@@ -116,13 +133,18 @@ def _list(texts: Iterable[str]) -> str:
     return "[" + ", ".join(map(_quoted, texts)) + "]"
 
 
+class _JudgedAnew(QueryError):
+    """Tables of verdicts were replaced while they were read."""
+
+
 class Guard:
     """Time limit of one query, and its errors in one line."""
 
-    def __init__(self, *, memory: str, timeout_seconds: float | None, runs: Sequence[str]) -> None:
+    def __init__(self, *, memory: str, timeout_seconds: float | None, runs: Sequence[tuple[str, RunDir]]) -> None:
         self._memory = memory
         self._timeout_seconds = timeout_seconds
         self._runs = runs
+        self._verdicts: list[bytes] = []
         self._expired = threading.Event()
 
     @contextmanager
@@ -147,11 +169,12 @@ class Guard:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """DuckDB's errors as QueryError."""
+        """Errors of DuckDB, Arrow and the files as QueryError."""
+        self._verdicts = self._read_verdicts()
         try:
             yield
-        except (duckdb.Error, UnicodeError) as error:
-            raise QueryError(f"query: {self._line(type(error), str(error))}") from None
+        except (duckdb.Error, pa.ArrowException, UnicodeError, OSError) as error:
+            raise self._told(error) from None
 
     def watch(self, read_next_batch: Callable[[], pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """The batches; Arrow passes DuckDB's errors on as OSError or ArrowInvalid."""
@@ -161,25 +184,41 @@ class Guard:
             except StopIteration:
                 return
             except (pa.ArrowException, OSError) as error:
-                raise QueryError(f"query: {self._line(type(error), str(error))}") from None
+                raise self._told(error) from None
             yield batch
 
-    def _line(self, kind: type[Exception], message: str) -> str:
+    def _read_verdicts(self) -> list[bytes]:
+        """What names the tables that are read; not parsed, since a large run's is long."""
+        stores = [run.store for _, run in self._runs]
+        return [store.get(layout.JUDGED_INDEX) if store.exists(layout.JUDGED_INDEX) else b"" for store in stores]
+
+    def _told(self, error: Exception) -> QueryError:
+        # of an allowed file that is gone DuckDB says that it must not be read
+        at_files = _is_about_files(error) or isinstance(error, duckdb.PermissionException)
+        if at_files and self._read_verdicts() != self._verdicts:
+            return _JudgedAnew("query: the run was judged anew while it was read; run the same command again")
+        return QueryError(f"query: {self._line(error)}")
+
+    def _line(self, error: Exception) -> str:
         """What DuckDB said, without its drawing of the place, and what to do."""
-        said = _first_lines(message)
+        said = _first_lines(str(error))
         if self._expired.is_set():
             return f"took longer than {self._timeout_seconds:g} s; select fewer rows, or allow more time"
         if "Out of Memory Error" in said:
             return f"needs more than {self._memory} of memory; select fewer columns, add a LIMIT, or allow more memory"
         if "Expected a single SELECT statement" in said or "must be at the top level" in said:
             return "only one SELECT is allowed, and nothing that writes, sets, loads or attaches; 'describe metadata' lists the columns"
-        if issubclass(kind, duckdb.PermissionException) or "has been locked" in said:
+        if isinstance(error, duckdb.PermissionException) or "has been locked" in said:
             return f"{said.split(' - ')[0]}; a query may only read the run's {VIEWS}"
-        if issubclass(kind, duckdb.CatalogException) and said.startswith("Catalog Error: Table with name"):
+        if isinstance(error, duckdb.CatalogException) and said.startswith("Catalog Error: Table with name"):
             return f"{said}; the tables are {VIEWS}"
-        if issubclass(kind, duckdb.IOException | OSError) or ".parquet'" in said:
-            return f"{said}; a shard is missing or damaged: 'promptmill verify {self._runs[0]}' tells which"
+        if _is_about_files(error):
+            return f"{said}; a shard is missing or damaged: 'promptmill verify {self._runs[0][0]}' tells which"
         return said
+
+
+def _is_about_files(error: Exception) -> bool:
+    return isinstance(error, duckdb.IOException | OSError) or ".parquet'" in _first_lines(str(error))
 
 
 def _first_lines(message: str) -> str:

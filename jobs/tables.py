@@ -108,11 +108,17 @@ def calibration_table(found: "Calibration", precision: float) -> RenderableType:
 def evaluation_table(found: "Evaluation") -> RenderableType:
     """A line per set of images."""
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("learned from", "images", "accuracy", "precision", "recall", "density", "coverage", "kernel distance"):
+    for heading in ("learned from", "images", "accuracy", "precision", "recall", "density", "coverage", "kernel distance", "Vendi"):
         table.add_column(heading, justify="left" if heading == "learned from" else "right")
     for row in found.rows:
         shares = (row.accuracy, row.precision, row.recall)
-        figures = [*(f"{share:.1%}" for share in shares), f"{row.density:.2f}", f"{row.coverage:.1%}", f"{row.kernel_distance:.4f}"]
+        figures = [
+            *(f"{share:.1%}" for share in shares),
+            f"{row.density:.2f}",
+            f"{row.coverage:.1%}",
+            f"{row.kernel_distance:.4f}",
+            f"{row.vendi:.1f}",
+        ]
         table.add_row(row.name, f"{row.images:,}", *figures)
     told = f" {len(found.classes)} classes, tested on {found.tested_on:,} real images, features of {found.encoder}"
     left = f"; left out: {', '.join(map(_harmless, found.left_out))}" if found.left_out else ""

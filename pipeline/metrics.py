@@ -42,6 +42,18 @@ def kernel_distance(real_ND: np.ndarray, made_MD: np.ndarray) -> float:
     return within_real / (n * (n - 1)) + within_made / (m * (m - 1)) - 2 * _kernel_sum(real_ND, made_MD) / (n * m)
 
 
+def vendi_score(features_ND: np.ndarray) -> float:
+    """How many different images a set is worth: 1 if all are alike, N if no two have anything in common.
+
+    The exponential of the entropy of the eigenvalues of K / N, where K holds the cosines of all pairs (Friedman & Dieng 2022,
+    arXiv 2210.02410, definition 3.1). X'X / N has the same eigenvalues but for zeros, and is D x D however many images there are.
+    """
+    unit_ND = features_ND / np.maximum(np.linalg.norm(features_ND.astype(np.float64), axis=1, keepdims=True), 1e-12)
+    share = np.linalg.eigvalsh(unit_ND.T @ unit_ND / len(unit_ND))
+    share = share[share > 1e-12]
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
 def classifier_accuracy(
     train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], *, classes: int, decay: float = 1e-3
 ) -> float:

@@ -7,11 +7,7 @@ a path as it stands.
 
 import contextlib
 import math
-import os
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +18,14 @@ from jobs.export import parquet
 from jobs.export.base import Format, Item, Outline
 from jobs.export.card import Contents, card
 from jobs.export.imagefolder import ImageFolder
+from jobs.export.place import new_folder
 from jobs.export.splits import Splits
 from jobs.export.webdataset import WebDataset
 from jobs.judged import added_scorers
 from jobs.query import query
 from jobs.run_dir import RunDir
 from jobs.selection import Selection, expression, select, value_of
-from pipeline.store import is_url
-from schemas.errors import QueryError, RunFolderError
+from schemas.errors import QueryError
 from schemas.tables import metadata_schema
 
 FORMATS: dict[str, Format] = {"imagefolder": ImageFolder, "webdataset": WebDataset, "hf": parquet.hf, "parquet": parquet.plain}
@@ -73,7 +69,7 @@ def export(
     if len(classes) > MOST_CLASSES:
         raise QueryError(f"--label {label}: has {len(classes):,} values, more than {MOST_CLASSES:,}; choose a column that makes classes")
     schema = _schema([*run.job.scorers, *added_scorers(run.store)], tags)
-    with _new_folder(target) as folder:
+    with new_folder(target) as folder:
         writer = FORMATS[form](Outline(folder=folder, splits=splits.names, classes=classes, schema=schema, shard_bytes=shard_bytes))
         counts: Counter[tuple[str | None, str]] = Counter()
         examples: dict[str, None] = {}
@@ -128,26 +124,3 @@ def _item(row: dict[str, Any], data: bytes, split: str, label: str | None, tags:
 def _finite(value: object) -> object:
     """NaN, which JSON does not have, as null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextlib.contextmanager
-def _new_folder(target: str | Path) -> Iterator[Path]:
-    """A folder to write to that becomes ``target`` at the end, or is removed. Raises RunFolderError."""
-    if is_url(str(target)):
-        raise RunFolderError(f"{target}: an export goes to a folder of this machine; copy it to the object store when it is done")
-    place = Path(target).absolute()
-    if place.exists() or place.is_symlink():
-        raise RunFolderError(f"{target}: is there already; choose another target, or delete it")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-    except OSError as error:
-        raise RunFolderError(f"{target}: cannot be written: {error.strerror}; choose another target") from None
-    try:
-        yield folder
-        folder.chmod(0o755)
-        os.rename(folder, place)
-    except OSError as error:
-        raise RunFolderError(f"{target}: cannot be written: {error.strerror}; nothing was published") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -4,6 +4,8 @@ import gc
 import hashlib
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from jobs.cli import cli
 from jobs.export import export
 from jobs.export.card import cell
 from jobs.export.paths import folder_name
+from jobs.export.place import HIDDEN, new_folder
 from jobs.export.splits import Splits
 from jobs.filter import filter_run
 from jobs.query import query
@@ -27,6 +30,7 @@ from schemas import layout
 from schemas.errors import PromptmillError, QueryError, RunFolderError
 from schemas.records import Prompt
 from tests import runs
+from tests.conftest import REPOSITORY
 from tests.runs import digest_of_folder, finished_run
 
 FORMATS = ["imagefolder", "webdataset", "hf", "parquet"]
@@ -123,6 +127,54 @@ def test_equal_exports_have_equal_bytes_and_none_is_written_over(run: RunDir, tm
     with pytest.raises(RunFolderError, match="is there already; choose another target"):
         export(run.store.root, tmp_path / "one", form=form)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+KILLED = """
+import os, sys
+from jobs.export import export
+from jobs.export.imagefolder import ImageFolder
+
+add = ImageFolder.add
+
+def die_at_the_fifth(self, item):
+    add(self, item)
+    if sum(len(files) for _, _, files in os.walk(self._folder)) > 5:
+        os.kill(os.getpid(), 9)
+
+ImageFolder.add = die_at_the_fifth
+export(sys.argv[1], sys.argv[2], form="imagefolder")
+"""
+
+
+def test_what_a_killed_export_leaves_is_no_target_and_the_next_one_clears_it(run: RunDir, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    died = subprocess.run([sys.executable, "-c", KILLED, run.store.root, str(target)], cwd=REPOSITORY, check=False)
+    assert died.returncode == -9
+    [left] = tmp_path.iterdir()
+    assert left.name.startswith(".")
+    assert sum(path.is_file() for path in left.rglob("*")) > 5
+    export(run.store.root, target, form="webdataset")
+    export(run.store.root, tmp_path / "undisturbed", form="webdataset")
+    assert digest_of_folder(target) == digest_of_folder(tmp_path / "undisturbed")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "undisturbed"]
+
+
+def test_of_two_exports_to_one_target_the_second_is_refused_and_the_first_not_disturbed(run: RunDir, tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "mine").write_text("half done")
+        with pytest.raises(RunFolderError, match=r"out: another export is writing it; wait for it"):
+            export(run.store.root, tmp_path / "out", form="hf")
+    assert (tmp_path / "out" / "mine").read_text() == "half done"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_link_in_the_hidden_place_is_not_followed(run: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis").write_text("mine")
+    (tmp_path / f".out{HIDDEN}").symlink_to(tmp_path / "precious")
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        export(run.store.root, tmp_path / "out", form="hf")
+    assert (tmp_path / "precious" / "thesis").read_text() == "mine"
 
 
 def test_verdicts_of_a_later_filter_count(tmp_path: Path) -> None:

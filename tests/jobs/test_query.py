@@ -9,11 +9,14 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import jobs.query
+from jobs.filter import filter_run
 from jobs.query import open_query, print_result, query
 from jobs.run_dir import RunDir
 from schemas import layout
@@ -256,6 +259,43 @@ def test_a_missing_file_points_to_verify(tmp_path: Path):
     broken = finished_run(tmp_path / "run", prompts=4)
     broken.store.delete(layout.metadata_file(1))
     assert f"'promptmill verify {tmp_path / 'run'}' tells which" in refusal(tmp_path / "run", "select count(prompt) from metadata")
+
+
+def judging(monkeypatch: pytest.MonkeyPatch, run: RunDir, minima: list[float]) -> None:
+    """``promptmill filter`` publishes once a query has its views, before it reads; one more time for each of its tries."""
+    make_views = jobs.query._make_views
+
+    def then_filter(*arguments: Any) -> None:
+        make_views(*arguments)
+        if minima:
+            with monkeypatch.context() as patch:
+                patch.setattr(jobs.query, "_make_views", make_views)  # filter asks a query too
+                filter_run(run.store.root, [f"filter.rules=[{{score: clip, min: {minima.pop(0)}}}]"])
+
+    monkeypatch.setattr(jobs.query, "_make_views", then_filter)
+
+
+KEPT = "select count(*)::int as n from metadata where status = 'accepted'"
+
+
+def test_a_query_during_which_filter_publishes_sees_the_new_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = finished_run(tmp_path / "run")
+    filter_run(run.store.root, ["filter.rules=[{score: clip, min: 0.2}]"])
+    before = query([tmp_path / "run"], KEPT)["n"][0].as_py()
+    judging(monkeypatch, run, [0.7])
+    kept = query([tmp_path / "run"], KEPT)["n"][0].as_py()
+    assert 0 < kept < before
+    assert query([tmp_path / "run"], "select min(clip_score) >= 0.7 as ok from metadata where status = 'accepted'").to_pylist() == [
+        {"ok": True}
+    ]
+
+
+def test_a_query_during_which_filter_publishes_again_and_again_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = finished_run(tmp_path / "run")
+    filter_run(run.store.root, ["filter.rules=[{score: clip, min: 0.2}]"])
+    judging(monkeypatch, run, [0.5, 0.6])
+    assert refusal(tmp_path / "run", KEPT) == "query: the run was judged anew while it was read; run the same command again"
+    assert query([tmp_path / "run"], KEPT).num_rows == 1
 
 
 def test_json_has_maps_as_objects_bytes_as_base64_and_no_nan(run: Path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline import metrics
-from pipeline.metrics import classifier_accuracy, kernel_distance, precision_recall_density_coverage
+from pipeline.metrics import classifier_accuracy, kernel_distance, precision_recall_density_coverage, vendi_score
 
 RNG = np.random.default_rng(5)
 REAL, MADE = RNG.normal(size=(40, 6)), RNG.normal(0.4, 0.8, size=(30, 6))
@@ -52,6 +52,15 @@ def test_the_kernel_distance_of_one_distribution_is_about_0() -> None:
     assert abs(np.mean(found)) < 0.02
     assert min(found) < 0 < max(found), "unbiased"
     assert kernel_distance(REAL, REAL + 1) > 0.5
+
+
+def test_the_vendi_score_is_that_of_the_definition_and_counts_different_images() -> None:
+    cosines = np.array([[x @ y / np.linalg.norm(x) / np.linalg.norm(y) for y in MADE] for x in MADE])
+    shares = [share for share in np.linalg.eigvalsh(cosines / len(MADE)) if share > 1e-12]
+    assert vendi_score(MADE) == pytest.approx(np.exp(-sum(share * np.log(share) for share in shares)))
+    assert vendi_score(np.repeat(MADE[:1], 9, axis=0)) == pytest.approx(1)
+    assert vendi_score(3 * np.eye(7)) == pytest.approx(7)
+    assert vendi_score(np.repeat(np.eye(7), 5, axis=0)) == pytest.approx(7), "copies add nothing"
 
 
 def test_a_classifier_learns_what_can_be_told_apart_and_nothing_else() -> None:

@@ -1,0 +1,80 @@
+"""Where an export is written until it is whole: a hidden folder beside the target, held while it is written, published by one rename.
+
+A killed export leaves its hidden folder behind; the next export to the same target takes it over and empties it. What is
+published is on the disk: every file and folder is fsynced before the rename.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.store import is_url
+from schemas.errors import RunFolderError
+
+HIDDEN = ".promptmill-export"
+
+
+@contextlib.contextmanager
+def new_folder(target: str | Path) -> Iterator[Path]:
+    """A folder to write to that becomes ``target`` at the end, or is removed. Raises RunFolderError."""
+    if is_url(str(target)):
+        raise RunFolderError(f"{target}: an export goes to a folder of this machine; copy it to the object store when it is done")
+    place = Path(target).absolute()
+    if place.exists() or place.is_symlink():
+        raise RunFolderError(f"{target}: is there already; choose another target, or delete it")
+    folder = place.with_name(f".{place.name}{HIDDEN}")
+    try:
+        handle = _hold(folder, target)
+    except OSError as error:
+        raise RunFolderError(f"{target}: cannot be written: {error.strerror}; choose another target") from None
+    try:
+        yield folder
+        _sync(folder)
+        os.rename(folder, place)
+        _sync_one(place.parent)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise RunFolderError(f"{target}: cannot be written: {error.strerror}; nothing was published") from None
+        raise
+    finally:
+        os.close(handle)
+
+
+def _hold(folder: Path, target: str | Path) -> int:
+    """Make the folder, or empty the one that a killed export left; locked until the handle is closed, by death too."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (folder.exists() and os.path.samestat(os.fstat(handle), folder.stat())):
+            raise BlockingIOError  # the other one published it, or gave up, while the lock was asked for
+        for entry in folder.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    except BlockingIOError:
+        os.close(handle)
+        raise RunFolderError(f"{target}: another export is writing it; wait for it, or choose another target") from None
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _sync(folder: Path) -> None:
+    """Everything below a folder to the disk, the folder last."""
+    for root, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _sync_one(Path(root, name))
+        _sync_one(Path(root))
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
