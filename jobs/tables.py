@@ -106,20 +106,18 @@ def calibration_table(found: "Calibration", precision: float) -> RenderableType:
 
 
 def evaluation_table(found: "Evaluation") -> RenderableType:
-    """A line per set of images."""
+    """A column per set of images."""
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("learned from", "images", "accuracy", "precision", "recall", "density", "coverage", "kernel distance", "Vendi"):
-        table.add_column(heading, justify="left" if heading == "learned from" else "right")
+    table.add_column("learned from")
     for row in found.rows:
-        shares = (row.accuracy, row.precision, row.recall)
-        figures = [
-            *(f"{share:.1%}" for share in shares),
-            f"{row.density:.2f}",
-            f"{row.coverage:.1%}",
-            f"{row.kernel_distance:.4f}",
-            f"{row.vendi:.1f}",
-        ]
-        table.add_row(row.name, f"{row.images:,}", *figures)
+        table.add_column(row.name, justify="right")
+    table.add_row("images", *(f"{row.images:,}" for row in found.rows))
+    for name in ("accuracy", "precision", "recall"):
+        table.add_row(name, *(f"{getattr(row, name):.1%}" for row in found.rows))
+    table.add_row("density", *(f"{row.density:.2f}" for row in found.rows))
+    table.add_row("coverage", *(f"{row.coverage:.1%}" for row in found.rows))
+    table.add_row("kernel distance", *(f"{row.kernel_distance:.4f}" for row in found.rows))
+    table.add_row("Vendi score", *(f"{row.vendi:.1f}" for row in found.rows))
     told = f" {len(found.classes)} classes, tested on {found.tested_on:,} real images, features of {found.encoder}"
     left = f"; left out: {', '.join(map(_harmless, found.left_out))}" if found.left_out else ""
     return Group(table, Text(f"{told}{left}\n"))

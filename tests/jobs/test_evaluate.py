@@ -99,6 +99,9 @@ def test_the_command_prints_a_table(run: RunDir, real: Path) -> None:
     result = CliRunner().invoke(cli, ["evaluate", run.store.root, "--against", str(real), "--limit", "40"])
     assert result.exit_code == 0, result.output
     assert "left out: more" in result.output
+    lines = [line.split() for line in result.output.splitlines()]
+    assert ["learned", "from", "real", "accepted", "all,", "unfiltered"] in lines
+    assert ["images", "40", "40", "40"] in lines
 
 
 def test_what_cannot_be_compared_is_told(run: RunDir, real: Path, tmp_path: Path) -> None:
