@@ -81,6 +81,10 @@ class TaskQueue:
         """A try was committed."""
         self._any_success = True
 
+    def give_back(self, task: Task) -> None:
+        """The worker did not begin; the try does not count."""
+        self._waiting.appendleft(task.shard_id)
+
     def failed(self, task: Task, error: ShardError) -> None:
         """Every draw of the shard failed. Raises UserError if nothing has worked so far."""
         self._hopeless += 1

@@ -4,21 +4,25 @@ Only shard numbers and counts travel; images go from the actor to storage. Ray s
 actors, the driver alone decides about retries (``max_task_retries=0``).
 """
 
+import contextlib
 import logging
 import os
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
+from jobs.actor import Actor
+from jobs.actor_layout import Layout, layout
 from jobs.executor import POLL_SECONDS, Control, Task, TaskQueue
-from pipeline.worker import SHARDS_AT_ONCE, ShardWorker, WorkOrder
-from schemas.errors import ConfigError, ShardError, UserError
+from pipeline.worker import SHARDS_AT_ONCE, WorkOrder
+from schemas.config import ExecutorConfig
+from schemas.errors import ConfigError, ModelError, ShardError, UserError
 from schemas.records import ShardResult
 
 log = logging.getLogger(__name__)
@@ -34,43 +38,7 @@ PASSED_ON = (  # settings of the driver that its workers must share; never crede
 RESTART_SECONDS = 0.2  # between two looks at an actor that Ray restarts
 LOOK_SECONDS = 5.0  # between two looks for nodes that have joined
 START_SECONDS = 600  # for an actor to load its models, before the wait is given up
-
-
-class Actor:
-    """A ``ShardWorker`` behind Ray. Loads at the first call, and so again after a restart."""
-
-    def __init__(self, order: WorkOrder) -> None:
-        self._order = order
-        self._worker: ShardWorker | None = None
-        self._lock = threading.Lock()
-        self._stopped = False
-
-    def load(self) -> tuple[str, float]:
-        """Load the models; the worker's name and the seconds it took."""
-        worker = self._get()
-        return worker.stages.worker, worker.load_seconds
-
-    def run(self, shard_id: int, is_last: bool, carefully: bool) -> ShardResult:
-        """Make and commit one shard."""
-        return self._get().run(shard_id, keep_failures=is_last, carefully=carefully)
-
-    def stop(self) -> None:
-        """Finish the current batch and put the rest aside."""
-        self._stopped = True
-        if self._worker:
-            self._worker.stop()
-
-    def pulse(self) -> tuple[int, float]:
-        """Draws sampled so far, and the seconds that the current batch has taken."""
-        return (self._worker.sampled, self._worker.stages.device.busy_seconds) if self._worker else (0, 0.0)
-
-    def _get(self) -> ShardWorker:
-        with self._lock:
-            if self._worker is None:
-                self._worker = ShardWorker(self._order)
-                if self._stopped:
-                    self._worker.stop()
-            return self._worker
+REFUSED_SECONDS = 600  # before an actor that could not load its models is asked again
 
 
 def run_on_ray(order: WorkOrder, shard_ids: Sequence[int], control: Control) -> Iterator[ShardResult]:
@@ -90,14 +58,18 @@ class _Pool:
         self._control = control
         self._queue = TaskQueue(shard_ids, control)
         self._num_shards = len(shard_ids)
-        count, options = _layout(control, self._num_shards)
+        first = _layout(control.config, control.cpu_threads)
+        self._config = control.config.model_copy(update={"gpus_per_actor": first.num_gpus})  # whatever nodes join later
+        options = {"num_gpus": first.num_gpus, "num_cpus": first.num_cpus}
         remote: Any = ray.remote(Actor).options(max_restarts=-1, max_task_retries=0, max_concurrency=SHARDS_AT_ONCE + 2, **options)
         self._new_actor: Callable[[], Any] = lambda: remote.remote(order)
-        self._actors = [self._new_actor() for _ in range(count)]
+        self._actors = [self._new_actor() for _ in range(first.count(control.config, self._num_shards))]
         self._lost_loading = 0
         self._loading: dict[Any, int] = {actor.load.remote(): number for number, actor in enumerate(self._actors)}
         self._running: dict[Any, tuple[int, Task]] = {}
         self._ready: set[int] = set()
+        self._refused: dict[int, Exception] = {}
+        self._ask_again: dict[int, float] = {}
         self._polls: dict[Any, int] = {}
         self._asked: dict[int, float] = {}
         self._sampled: dict[int, int] = {}
@@ -123,7 +95,7 @@ class _Pool:
                 elif (result := self._finished(ref)) is not None:
                     yield result
             if not self._ready and time.monotonic() > self._deadline:
-                raise UserError(f"no worker was ready after {START_SECONDS} s; see 'ray status' for what the cluster lacks")
+                raise next(iter(self._refused.values()), _none_ready())
 
     def _hand_out(self) -> None:
         """Give each ready actor its next shards; the least busy first."""
@@ -137,12 +109,19 @@ class _Pool:
             busy[number] += 1
 
     def _grow(self) -> None:
-        """Use nodes that have joined. Actors of nodes that have left wait for room, the others take their shards."""
+        """Use nodes that have joined, and those that could not load before. Actors of nodes that have left wait for room,
+        the others take their shards.
+        """
         if self._control.stop.is_set() or not self._queue or time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + LOOK_SECONDS
-        for number in range(len(self._actors), _count(self._control, self._num_shards)):
-            self._actors.append(self._new_actor())
+        with contextlib.suppress(ConfigError):  # no room at all, at the moment
+            room = _layout(self._config, self._control.cpu_threads)
+            for number in range(len(self._actors), room.count(self._config, self._num_shards)):
+                self._actors.append(self._new_actor())
+                self._loading[self._actors[number].load.remote()] = number
+        for number in [number for number, at in self._ask_again.items() if at < time.monotonic()]:
+            del self._ask_again[number]
             self._loading[self._actors[number].load.remote()] = number
 
     def _loaded(self, ref: Any) -> None:
@@ -158,9 +137,10 @@ class _Pool:
             time.sleep(RESTART_SECONDS)
             self._loading[self._actors[number].load.remote()] = number
         except RayTaskError as error:
-            raise _cause(error) from None
+            self._set_aside(number, _cause(error))
         else:
             self._lost_loading = 0
+            self._refused.pop(number, None)
             self._ready.add(number)
             self._control.on_event("worker_ready", actor=number, worker=worker, seconds=round(seconds, 2))
 
@@ -172,13 +152,30 @@ class _Pool:
             self._lost(number, task, _brief(error))
         except RayTaskError as error:
             cause = _cause(error)
-            if not isinstance(cause, ShardError):
+            if isinstance(cause, ModelError):  # Ray restarted the actor on a node that cannot load
+                self._queue.give_back(task)
+                self._set_aside(number, cause)
+            elif isinstance(cause, ShardError):
+                self._queue.failed(task, cause)
+            else:
                 raise cause from None
-            self._queue.failed(task, cause)
         else:
             self._queue.succeeded()
             return result
         return None
+
+    def _set_aside(self, number: int, why: Exception) -> None:
+        """The actor cannot load the models, since its node lacks files or has others; the others do the work.
+
+        It keeps its place, so that Ray puts no further actor there. Raises its error if there is no other actor.
+        """
+        self._ready.discard(number)
+        if str(self._refused.get(number)) != str(why):
+            self._control.on_event("worker_refused", actor=number, error=str(why))
+        self._refused[number] = why
+        self._ask_again[number] = time.monotonic() + REFUSED_SECONDS
+        if len(self._refused) == len(self._actors):
+            raise why from None
 
     def _lost(self, number: int, task: Task, why: str) -> None:
         """The actor's process died. Ray restarts it; the shard is tried again, here or elsewhere."""
@@ -242,33 +239,12 @@ def _connect(address: str | None, empty_dir: str) -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _layout(control: Control, num_shards: int) -> tuple[int, dict[str, float]]:
-    """How many actors, and what each asks Ray for."""
-    have = ray.cluster_resources()
-    gpus, cpus = have.get("GPU", 0.0), have.get("CPU", 0.0)
-    per_actor = _gpus_per_actor(control, have)
-    if per_actor > gpus:
-        raise ConfigError(f"executor.gpus_per_actor: an actor needs {per_actor:g} GPUs, the cluster has {gpus:g}; lower it, or set it to 0")
-    if control.cpu_threads > cpus:
-        raise ConfigError(f"model.cpu_threads: an actor needs {control.cpu_threads} CPU cores, the cluster has {cpus:g}; lower it")
-    count = _count(control, num_shards)
-    return count, {"num_gpus": per_actor, "num_cpus": min(control.cpu_threads, cpus / count)}
+def _layout(config: ExecutorConfig, cpu_threads: int) -> Layout:
+    return layout([node["Resources"] for node in ray.nodes() if node["Alive"]], config, cpu_threads)
 
 
-def _count(control: Control, num_shards: int) -> int:
-    """Actors that the cluster has room for. On a named cluster a number that is asked for is not cut down to the room:
-    actors that wait are what an autoscaler starts nodes for.
-    """
-    have = ray.cluster_resources()
-    per_actor = _gpus_per_actor(control, have)
-    room = int(have.get("GPU", 0.0) / per_actor) if per_actor else int(have.get("CPU", 0.0) // control.cpu_threads)
-    wanted = control.config.actors or room
-    return max(1, min(wanted if control.config.address else min(wanted, room), num_shards))
-
-
-def _gpus_per_actor(control: Control, have: Mapping[str, float]) -> float:
-    given = control.config.gpus_per_actor
-    return given if given is not None else (1.0 if have.get("GPU") else 0.0)
+def _none_ready() -> UserError:
+    return UserError(f"no worker was ready after {START_SECONDS} s; see 'ray status' for what the cluster lacks")
 
 
 def _cause(error: RayTaskError) -> Exception:

@@ -7,13 +7,16 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pipeline.digests import file_sha256, git_sha1
 from schemas.errors import ModelError
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 PINNED = "sha256.json"
+READERS = 4  # of large files, at a time
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -60,16 +63,33 @@ def _safetensors_problem(path: Path) -> str | None:
 
 def fingerprint(folder: Path, files: Iterable[str]) -> str:
     """``sha256:<16 hexadecimal digits>`` over names and contents of the files, given relative to the folder."""
+    names = sorted(files)
     total = hashlib.sha256()
-    for name in sorted(files):
-        total.update(f"{name}\0{file_sha256(folder / name)}\n".encode())
+    with ThreadPoolExecutor(READERS, thread_name_prefix="sha256") as pool:
+        for name, digest in zip(names, pool.map(file_sha256, [folder / name for name in names]), strict=True):
+            total.update(f"{name}\0{digest}\n".encode())
     return f"sha256:{total.hexdigest()[:16]}"
 
 
-def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def check_blobs(folder: Path, files: Iterable[str], *, where: str) -> None:
+    """Compare the files of a hub snapshot with what the hub's cache calls them. Raises ModelError at one that was changed.
+
+    Snapshots are links to files that are named by the sha256 of their bytes if they are large, by git's sha1 if not
+    (https://huggingface.co/docs/huggingface_hub/guides/manage-cache). Copies without links cannot be checked.
+    """
+    digests = {64: file_sha256, 40: git_sha1}
+
+    def is_whole(name: str) -> bool:
+        blob = (folder / name).resolve()
+        named = (folder / name).is_symlink() and not set(blob.name) - set("0123456789abcdef")
+        return not named or len(blob.name) not in digests or digests[len(blob.name)](blob) == blob.name
+
+    names = sorted(files)
+    with ThreadPoolExecutor(READERS, thread_name_prefix="sha256") as pool:
+        for name, whole in zip(names, pool.map(is_whole, names), strict=True):
+            if not whole:
+                blob = (folder / name).resolve()
+                raise ModelError(f"{where}: {name} is damaged: its name is of other bytes; delete {blob} and download it again")
 
 
 def check_pinned(folder: Path, files: Iterable[str], *, pins: Path, where: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline import plan, scorers
 from pipeline.models.resolve import ModelCard
+from pipeline.scorers.here import on_this_machine
 from pipeline.scorers.resolve import ScorerCard
 from pipeline.shard import MAX_WAITING_BATCHES, Stages, run_shard
 from pipeline.store import open_store
@@ -43,15 +44,17 @@ class ShardWorker:
     """Holds the models of one process. ``run`` may be called from ``SHARDS_AT_ONCE`` threads."""
 
     def __init__(self, order: WorkOrder) -> None:
+        """Load the models. Raises ModelError if this machine's files are not those of the plan."""
         started = time.perf_counter()
         config = JobConfig.model_validate(order.config)
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self.sampled = 0
+        cards = [on_this_machine(card, config.scorers[card.name]) for card in order.scorers]  # before anything large is loaded
         self._stages = Stages(
             config=config,
             model=_load(order.model_loader)(order.model, config.model),
-            scorers=[scorers.load_scorer(card, cpu_threads=config.model.cpu_threads) for card in order.scorers],
+            scorers=[scorers.load_scorer(card, cpu_threads=config.model.cpu_threads) for card in cards],
             store=open_store(order.root),
             encoders=ThreadPoolExecutor(max_workers=MAX_WAITING_BATCHES + 1, thread_name_prefix="encode"),
             worker=f"{socket.gethostname()}:{os.getpid()}",

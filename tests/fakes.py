@@ -21,6 +21,7 @@ from pipeline.models.resolve import ModelCard
 from pipeline.scorers.resolve import ScorerCard, resolve_scorer
 from schemas.config import JobConfig, ModelConfig, SamplingConfig
 from schemas.config_load import parse
+from schemas.errors import ModelError
 from schemas.records import Draw, Outcome
 
 LOADER = "tests.fakes:load_fake"
@@ -88,6 +89,13 @@ def load_fake(card: ModelCard, config: ModelConfig) -> FakeModel:
 def load_small(card: ModelCard, config: ModelConfig) -> FakeModel:
     """A model on a device that holds two images at a time."""
     return FakeModel(largest_batch=2)
+
+
+def load_where_it_may(card: ModelCard, config: ModelConfig) -> FakeModel:
+    """A model whose files are missing on nodes that were started with PROMPTMILL_TEST_BARE."""
+    if os.environ.get("PROMPTMILL_TEST_BARE"):
+        raise ModelError(f"model {card.name}: there is no folder {card.folder} on this machine; copy it there")
+    return FakeModel()
 
 
 def fake_config(**sections: Any) -> JobConfig:

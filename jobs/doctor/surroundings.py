@@ -34,7 +34,7 @@ def weights(folder: Path) -> Iterator[Check]:
 
 def weights_check(pins: Path) -> Check:
     """The bundled weights against the sha256s that ``pins`` lists, by paths relative to itself."""
-    from pipeline.weights import file_sha256
+    from pipeline.digests import file_sha256
 
     restore = "restore it (git checkout), or install promptmill again"
     if not pins.is_file():

@@ -3,12 +3,17 @@
 import os
 
 from pipeline.models.base import ImageModel
+from pipeline.models.here import on_this_machine
 from pipeline.models.resolve import ModelCard
 from schemas.config import ModelConfig
 
 
 def load_model(card: ModelCard, config: ModelConfig) -> ImageModel:
-    """The model of a card, ready to draw. Raises ModelError if its parts do not make a text-to-image model."""
+    """The model of a card, ready to draw.
+
+    Raises ModelError if this machine's files are not those of the card, or do not make a model for its mode.
+    """
+    card = on_this_machine(card, config)
     if config.endpoint:
         from pipeline.models.endpoint import EndpointModel
 

@@ -76,7 +76,7 @@ def resolve_model(config: ModelConfig, *, base_dir: Path, mode: Mode = "text-to-
         name = config.id if bundled else local.resolve().name
         card = _card(found, name=name, revision=fingerprint(local, found.files), folder=local.resolve(), where=where)
     elif _HUB_ID.fullmatch(config.id):
-        folder = _from_hub(config, where)
+        folder = from_hub(config, where)
         found = inspect_folder(folder, variant=config.variant, where=where)
         card = _card(found, name=config.id, revision=folder.name, folder=folder, where=where)
     else:
@@ -108,15 +108,29 @@ def _with_controlnet(card: ModelCard, config: ModelConfig, *, base_dir: Path) ->
             raise ModelError(
                 f"{where}: there is no such folder (looked for {folder}); give a ControlNet's folder or a hub id such as org/name"
             )
-        allow = ("config.json", "diffusion_pytorch_model*.safetensors*")
-        folder = hub_snapshot(config.controlnet, revision=None, allow=allow, where=where)
+        folder = controlnet_from_hub(config.controlnet, revision=None)
     wanted, found = CONTROLNETS[card.pipeline_class], read_json(folder / "config.json", where=where).get("_class_name")
     if found != wanted:
         raise ModelError(f"{where}: is a {found}, and {card.name} takes a {wanted}; give a ControlNet that was trained for this model")
-    files = ["config.json", *weight_files(folder, variant=config.variant, where=where)]
     if bundled:
-        check_pinned(folder, files, pins=WEIGHTS / PINNED, where=where)
-    return replace(card, controlnet=str(folder), revision=f"{card.revision}+{fingerprint(folder, files)}")
+        check_pinned(folder, controlnet_files(folder, config), pins=WEIGHTS / PINNED, where=where)
+    return replace(card, controlnet=str(folder), revision=f"{card.revision}+{controlnet_revision(folder, config)}")
+
+
+def controlnet_from_hub(repo: str, *, revision: str | None) -> Path:
+    """Folder of a ControlNet of the hub, downloaded if need be. Raises ModelError."""
+    allow = ("config.json", "diffusion_pytorch_model*.safetensors*")
+    return hub_snapshot(repo, revision=revision, allow=allow, where=f"model.controlnet {repo}")
+
+
+def controlnet_files(folder: Path, config: ModelConfig) -> list[str]:
+    """Files of a ControlNet that get loaded, all checked to be whole. Raises ModelError."""
+    return ["config.json", *weight_files(folder, variant=config.variant, where=f"model.controlnet {config.controlnet}")]
+
+
+def controlnet_revision(folder: Path, config: ModelConfig) -> str:
+    """A sha256 over the files of a ControlNet that get loaded. Raises ModelError."""
+    return fingerprint(folder, controlnet_files(folder, config))
 
 
 def image_size(card: ModelCard, sampling: SamplingConfig, prompt: Prompt) -> tuple[int, int]:
@@ -191,7 +205,8 @@ def _endpoint_card(config: ModelConfig) -> ModelCard:
     )
 
 
-def _from_hub(config: ModelConfig, where: str) -> Path:
+def from_hub(config: ModelConfig, where: str) -> Path:
+    """Folder of a hub model at ``config.revision`` with all files that get loaded, downloaded if need be. Raises ModelError."""
     folder = hub_snapshot(config.id, revision=config.revision, allow=_CONFIG_PATTERNS, where=where)
     if not (folder / INDEX).is_file():
         return folder  # inspect_folder tells what is wrong with it

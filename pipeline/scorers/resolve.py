@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pipeline.digests import file_sha256
 from pipeline.weights import (
     PICKLES,
     PINNED,
     check_pinned,
     check_safetensors,
-    file_sha256,
     fingerprint,
     hub_snapshot,
     only_pickles,
@@ -92,13 +92,13 @@ def _clip(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
     if config.model == "demo" and not local.is_dir():
         raise ModelError(f"{where}: the bundled weights are missing from this installation; install promptmill again")
     if local.is_dir():
-        files = _checked_files(local, where)
+        files = checked_files(local, where)
         if config.model == "demo":
             check_pinned(local, files, pins=local.parent / PINNED, where=where)
         shown = "demo" if config.model == "demo" else local.resolve().name
         return _card(name, config, version=f"{shown}/{fingerprint(local, files)}", folder=local.resolve())
-    folder = hub_snapshot(_published_repo(config.model, where), revision=None, allow=_FROM_HUB, where=where)
-    _checked_files(folder, where)
+    folder = clip_from_hub(config.model, revision=None, where=where)
+    checked_files(folder, where)
     return _card(name, config, version=f"{config.model}@{folder.name}", folder=folder)  # the snapshot's folder is named by its commit
 
 
@@ -126,8 +126,13 @@ def _card(name: str, config: ScorerConfig, *, version: str, folder: Path) -> Sco
     return ScorerCard(name=name, type="clip", version=version, target=SCORERS["clip"], model=config.model, folder=str(folder))
 
 
-def _checked_files(folder: Path, where: str) -> list[str]:
-    """Configuration, tokenizer and weight files of an open_clip folder, all checked to be whole."""
+def clip_from_hub(model: str, *, revision: str | None, where: str) -> Path:
+    """Folder of one of open_clip's published models, downloaded if need be. Imports open_clip. Raises ModelError."""
+    return hub_snapshot(_published_repo(model, where), revision=revision, allow=_FROM_HUB, where=where)
+
+
+def checked_files(folder: Path, where: str) -> list[str]:
+    """Configuration, tokenizer and weight files of an open_clip folder, all checked to be whole. Raises ModelError."""
     if "model_cfg" not in read_json(folder / CONFIG, where=where):
         raise ModelError(f"{where}: {CONFIG} has no 'model_cfg'; give a folder in open_clip's own format")
     weights = _weight_file(folder, where)

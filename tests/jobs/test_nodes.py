@@ -2,18 +2,19 @@
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jobs import ray_pool
-from jobs.run import Tally
+from jobs.run import Tally, run
 from jobs.run_dir import RunDir
 from jobs.verify import verify
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, ModelError
 from tests.fakes import fake_job
-from tests.jobs.test_run import events, make
+from tests.jobs.test_run import dataset, events, make
 
 pytestmark = [
     pytest.mark.slow,
@@ -53,8 +54,31 @@ def test_a_node_that_joins_is_used_and_one_that_leaves_is_not_missed(tmp_path: P
     assert verify(RunDir.open(tmp_path / "run")).ok
 
 
+def test_a_node_with_other_files_does_nothing_and_the_rest_goes_on(tmp_path: Path, cluster) -> None:
+    cluster.add_node(num_cpus=1, num_gpus=1, env_vars={"PROMPTMILL_TEST_BARE": "1"})
+    texts = [f"SLOW picture {n}" for n in range(100)]
+    job = fake_job(tmp_path, prompts={"texts": texts}, executor={"kind": "ray", "address": cluster.address})
+    said: list[str] = []
+    report = run(job, out=tmp_path / "run", model_loader="tests.fakes:load_where_it_may", on_message=said.append)
+    assert (report.exit_code, report.accepted, report.workers) == (0, 200, 1)
+    (line,) = [line for line in said if "refused" in line]
+    assert line.startswith("worker refused: actor ")
+    assert f"error {socket.gethostname()}: model fake: there is no folder /nowhere on this machine; copy it there" in line
+    make(fake_job(tmp_path, prompts={"texts": texts}), tmp_path / "here")
+    assert dataset(tmp_path / "run") == dataset(tmp_path / "here")
+
+
+def test_a_cluster_of_which_no_node_can_load_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPTMILL_TEST_BARE", "1")
+    job = fake_job(tmp_path, executor={"kind": "ray", "actors": 2})
+    with pytest.raises(ModelError, match=f"{socket.gethostname()}: model fake: there is no folder /nowhere on this machine"):
+        run(job, out=tmp_path / "run", model_loader="tests.fakes:load_where_it_may")
+    assert events(tmp_path / "run").count("worker_refused") == 2
+
+
 def test_a_cluster_with_too_few_gpus_is_refused_at_once(tmp_path: Path, cluster) -> None:
+    cluster.add_node(num_cpus=1, num_gpus=1)
     job = fake_job(tmp_path, executor={"kind": "ray", "address": cluster.address, "gpus_per_actor": 2.0})
-    with pytest.raises(ConfigError, match="an actor needs 2 GPUs, the cluster has 1; lower it"):
+    with pytest.raises(ConfigError, match=r"an actor needs 2 GPUs, the largest node of the cluster has 1 \(all together 2, "):
         make(job, tmp_path / "run")
     assert os.listdir(tmp_path / "run")

@@ -1,0 +1,48 @@
+"""A ``ShardWorker`` as an actor of ``jobs.ray_pool``. Knows nothing of Ray."""
+
+import socket
+import threading
+
+from pipeline.worker import ShardWorker, WorkOrder
+from schemas.errors import ModelError
+from schemas.records import ShardResult
+
+
+class Actor:
+    """Loads at the first call, and so again after a restart. Its methods run in threads of their own."""
+
+    def __init__(self, order: WorkOrder) -> None:
+        self._order = order
+        self._worker: ShardWorker | None = None
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def load(self) -> tuple[str, float]:
+        """Load the models; the worker's name and the seconds it took. Raises ModelError, naming the node, if it cannot."""
+        worker = self._get()
+        return worker.stages.worker, worker.load_seconds
+
+    def run(self, shard_id: int, is_last: bool, carefully: bool) -> ShardResult:
+        """Make and commit one shard."""
+        return self._get().run(shard_id, keep_failures=is_last, carefully=carefully)
+
+    def stop(self) -> None:
+        """Finish the current batch and put the rest aside."""
+        self._stopped = True
+        if self._worker:
+            self._worker.stop()
+
+    def pulse(self) -> tuple[int, float]:
+        """Draws sampled so far, and the seconds that the current batch has taken."""
+        return (self._worker.sampled, self._worker.stages.device.busy_seconds) if self._worker else (0, 0.0)
+
+    def _get(self) -> ShardWorker:
+        with self._lock:
+            if self._worker is None:
+                try:
+                    self._worker = ShardWorker(self._order)
+                except ModelError as error:
+                    raise ModelError(f"{socket.gethostname()}: {error}") from None
+                if self._stopped:
+                    self._worker.stop()
+            return self._worker

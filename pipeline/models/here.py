@@ -1,0 +1,63 @@
+"""A model's card on the machine that loads it, which may be another one than that which planned.
+
+A node with another copy of a model would draw other images, and nothing would tell: so the files are compared with the plan's.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.models.folder import inspect_folder
+from pipeline.models.resolve import BUNDLED, ENDPOINT, WEIGHTS, ModelCard, controlnet_from_hub, controlnet_revision, from_hub
+from pipeline.weights import check_blobs, fingerprint
+from schemas.config import ModelConfig
+from schemas.errors import ModelError
+
+
+def on_this_machine(card: ModelCard, config: ModelConfig) -> ModelCard:
+    """The card with the folders of this machine, whose files are the plan's. What comes from the hub is downloaded if it is not here.
+
+    Raises ModelError if files are missing, damaged, or others than those that the card was made from.
+    """
+    if card.pipeline_class == ENDPOINT:
+        return card
+    planned, _, planned_control = card.revision.partition("+")
+    folder = _model_here(card, config, planned)
+    if not card.controlnet:
+        return replace(card, folder=str(folder))
+    control = _controlnet_here(Path(card.controlnet), config, planned_control)
+    return replace(card, folder=str(folder), controlnet=str(control))
+
+
+def _model_here(card: ModelCard, config: ModelConfig, planned: str) -> Path:
+    where, is_hub = f"model {card.name}", not planned.startswith("sha256:")
+    folder = WEIGHTS / BUNDLED[config.id] if config.id in BUNDLED else Path(card.folder)
+    if is_hub and not folder.is_dir():
+        folder = from_hub(config.model_copy(update={"revision": planned}), where)
+    _refuse_missing(folder, where)
+    found = inspect_folder(folder, variant=config.variant, where=where)
+    if is_hub:
+        check_blobs(folder, found.files, where=where)
+    else:
+        _refuse_other(fingerprint(folder, found.files), planned, folder, where)
+    return folder
+
+
+def _controlnet_here(folder: Path, config: ModelConfig, planned: str) -> Path:
+    where = f"model.controlnet {config.controlnet}"
+    if config.controlnet == "demo":
+        folder = WEIGHTS / "controlnet"
+    elif not folder.is_dir() and folder.parent.name == "snapshots" and config.controlnet:  # of the hub's cache, named by its commit
+        folder = controlnet_from_hub(config.controlnet, revision=folder.name)
+    _refuse_missing(folder, where)
+    _refuse_other(controlnet_revision(folder, config), planned, folder, where)
+    return folder
+
+
+def _refuse_missing(folder: Path, where: str) -> None:
+    if not folder.is_dir():
+        raise ModelError(f"{where}: there is no folder {folder} on this machine; copy it there, or use a model of the hub")
+
+
+def _refuse_other(found: str, planned: str, folder: Path, where: str) -> None:
+    if found != planned:
+        raise ModelError(f"{where}: {folder} is {found} on this machine, the plan was made with {planned}; copy the same files there")
