@@ -67,10 +67,10 @@ def test_another_controlnet_is_refused(own_copy: Path, tmp_path: Path) -> None:
     assert f"there is no folder {net} on this machine" in refusal(card, config)
 
 
-def test_the_bundled_model_is_found_where_promptmill_is_installed(tmp_path: Path) -> None:
-    config = ModelConfig(id="demo")
-    card = resolve_model(config, base_dir=tmp_path)
-    assert on_this_machine(replace(card, folder="/elsewhere/demo"), config) == card
+def test_the_bundled_models_are_found_where_promptmill_is_installed(tmp_path: Path) -> None:
+    config = ModelConfig(id="demo", controlnet="demo")
+    card = resolve_model(config, base_dir=tmp_path, mode="control")
+    assert on_this_machine(replace(card, folder="/elsewhere/demo", controlnet="/elsewhere/net"), config) == card
 
 
 @pytest.fixture
