@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from jobs import run as run_verb
+from jobs.batch_size import settled
 from jobs.prepare import Prepared
 from pipeline.scorers import load_scorer
 from schemas.config import PromptsConfig
@@ -63,7 +64,8 @@ def bench(prepared: Prepared, *, draws: int, rounds: int, on_message: Callable[[
         raise ModelError(
             f"model {prepared.config.model.id}: is an endpoint, which no loop on this machine compares with; bench another model"
         )
-    batch_size = prepared.config.sampling.batch_size
+    prepared = settled(prepared, None, on_message=on_message)
+    batch_size = prepared.config.batch_size
     wanted = max(batch_size, draws // batch_size * batch_size)
     prepared, sample = smaller(prepared, wanted)
     threads = os.cpu_count() or 1

@@ -10,13 +10,15 @@ from schemas.records import Draw
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSummary:
-    """Counts of a plan; sizes in pixels. ``repeated_prompts`` counts prompts whose text an earlier one has."""
+    """Counts of a plan; sizes in pixels. ``repeated_prompts`` counts prompts whose text an earlier one has.
+    Batches are not known, None, while ``sampling.batch_size`` is auto.
+    """
 
     num_prompts: int
     num_draws: int
     num_shards: int
-    num_batches: int
-    padded_draws: int
+    num_batches: int | None
+    padded_draws: int | None
     repeated_prompts: int
     width: int
     height: int
@@ -46,14 +48,14 @@ def summarize(prepared: Prepared) -> PlanSummary:
         first = first or shard.draws[0]
         shards += 1
         draws += len(shard.draws)
-        calls += len(batches(shard.draws, batch_size))
+        calls += len(batches(shard.draws, batch_size)) if batch_size != "auto" else 0
     assert first is not None  # an empty source is refused by open_prompts
     return PlanSummary(
         num_prompts=prompts,
         num_draws=draws,
         num_shards=shards,
-        num_batches=calls,
-        padded_draws=calls * batch_size - draws,
+        num_batches=calls if batch_size != "auto" else None,
+        padded_draws=calls * batch_size - draws if batch_size != "auto" else None,
         repeated_prompts=prompts - len(texts),
         width=first.width,
         height=first.height,

@@ -51,6 +51,20 @@ def run_on_ray(order: WorkOrder, shard_ids: Sequence[int], control: Control) -> 
             ray.shutdown()
 
 
+def call_on_ray(config: ExecutorConfig, cpu_threads: int, function: Callable[..., Any], *args: object) -> Any:
+    """Call a function once, with the share of a node that an actor has."""
+    with tempfile.TemporaryDirectory(prefix="promptmill-") as empty:
+        _connect(config.address, empty)
+        try:
+            share = _layout(config, cpu_threads)
+            remote: Any = ray.remote(function).options(max_retries=0, num_gpus=share.num_gpus, num_cpus=share.num_cpus)
+            return ray.get(remote.remote(*args))
+        except RayTaskError as error:
+            raise _cause(error) from None
+        finally:
+            ray.shutdown()
+
+
 class _Pool:
     """The driver's loop over actors, each with up to ``SHARDS_AT_ONCE`` shards in flight."""
 

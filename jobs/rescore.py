@@ -70,7 +70,7 @@ def _score(run: RunDir, marker: Marker, scorer: Scorer) -> int:
     try:
         table = pq.read_table(pa.BufferReader(run.store.get(file)), columns=["sample_id", "image"], page_checksum_verification=True)
         images = {row["sample_id"]: row["image"]["bytes"] for row in table.to_pylist()}
-        found = score_shard(run.read_shard(marker.shard_id), images, scorer, run.job.config.sampling.batch_size)
+        found = score_shard(run.read_shard(marker.shard_id), images, scorer, run.job.config.batch_size)
     except (OSError, pa.ArrowException) as error:
         why = str(error).splitlines()[0]
         raise RunFolderError(f"{run.store.root}/{file}: cannot be read ({why}); 'promptmill verify' tells what to do") from None

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from jobs.batch_size import settled
 from jobs.executor import Control, Executor
 from jobs.filter import judge_again
 from jobs.lease import hold
@@ -106,7 +107,9 @@ def run(
 
     Raises UserError; whatever was committed stays.
     """
-    run_dir = RunDir.claim(out or prepared.out, prepared.job())
+    out = out or prepared.out
+    prepared = settled(prepared, out, model_loader=model_loader, on_message=on_message)
+    run_dir = RunDir.claim(out, prepared.job())
     index = plan.survey(run_dir.store, prepared.open_prompts)
     stop = threading.Event()
     with hold(run_dir.store, stop, on_message) as lease:

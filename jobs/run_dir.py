@@ -80,6 +80,14 @@ class RunDir:
             _refuse_foreign_folder(store)
         return cls(store, job)
 
+    @staticmethod
+    def batch_size(path: str | Path) -> int | None:
+        """What ``sampling.batch_size: auto`` became when the run was first started; None if it was not."""
+        store = open_store(path)
+        store.reach()
+        job = _read_job(store)
+        return job.config.batch_size if job else None
+
     def begin(self) -> bool:
         """Write ``job.yaml`` unless it is there; True if it was, so the run is taken up again."""
         if self.store.exists(layout.JOB):

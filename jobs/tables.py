@@ -30,7 +30,10 @@ def plan_table(plan: PlanSummary) -> RenderableType:
     table = _facts()
     table.add_row("model", f"{plan.model} @ {plan.revision}")
     table.add_row("images", f"{plan.num_draws:,} of {plan.num_prompts:,} prompts, {plan.width} x {plan.height} px")
-    table.add_row("shards", f"{plan.num_shards:,}, in {plan.num_batches:,} batches ({plan.padded_draws:,} places filled up)")
+    batches = "batches of a size that the run chooses"
+    if plan.num_batches is not None:
+        batches = f"{plan.num_batches:,} batches ({plan.padded_draws:,} places filled up)"
+    table.add_row("shards", f"{plan.num_shards:,}, in {batches}")
     if plan.repeated_prompts:
         table.add_row("repeated prompts", f"{plan.repeated_prompts:,} have the text of an earlier one; each still gets noise of its own")
     for number, text in enumerate(plan.examples):

@@ -123,7 +123,7 @@ def run_shard(
 def remake(draws: Sequence[Draw], stages: Stages) -> list[Outcome]:
     """Make draws again outside any shard, at the planned batch shape; for ``verify``."""
     outcomes: list[Outcome] = []
-    for batch in plan.batches(draws, stages.config.sampling.batch_size):
+    for batch in plan.batches(draws, stages.config.batch_size):
         outcomes += _encode_batch(_sample_and_score(batch, stages, _Clock()), stages.config.output)
     by_id = {outcome.draw.sample_id: outcome for outcome in outcomes}
     return [by_id[draw.sample_id] for draw in draws]
@@ -134,7 +134,7 @@ def _make(shard: Shard, digest: str, stages: Stages, stop: Callable[[], bool], c
     finished = load_partial(stages.store, shard, digest)
     futures: list[Future[list[Outcome]]] = []
     drained = False
-    for batch in plan.batches(shard.draws, stages.config.sampling.batch_size):
+    for batch in plan.batches(shard.draws, stages.config.batch_size):
         missing = [draw for draw in batch if draw.sample_id not in finished]
         if not missing:
             stages.on_batch(len(batch))
@@ -161,7 +161,7 @@ def _make_carefully(shard: Shard, digest: str, stages: Stages, stop: Callable[[]
     def so_far() -> list[Outcome]:
         return [finished[draw.sample_id] for draw in shard.draws if draw.sample_id in finished]
 
-    for batch in plan.batches(shard.draws, stages.config.sampling.batch_size):
+    for batch in plan.batches(shard.draws, stages.config.batch_size):
         for group in note.groups([draw for draw in batch if draw.sample_id not in finished]):
             if stop():
                 suspects.save(stages.store, shard.shard_id, note)
@@ -181,12 +181,12 @@ def _make_carefully(shard: Shard, digest: str, stages: Stages, stop: Callable[[]
 
 def _killer(draw: Draw, stages: Stages) -> Sampled:
     why = f"the worker's process died or hung {suspects.DEATHS} times while it made this draw alone"
-    return failed(draw, stages.config.sampling.batch_size, "process_died", why, attempts=suspects.DEATHS)
+    return failed(draw, stages.config.batch_size, "process_died", why, attempts=suspects.DEATHS)
 
 
 def _sample_and_score(batch: Sequence[Draw], stages: Stages, clock: "_Clock") -> list[Sampled]:
     """A batch that the device's memory does not hold is made in halves, and so are all later ones of this worker."""
-    device, planned = stages.device, stages.config.sampling.batch_size
+    device, planned = stages.device, stages.config.batch_size
     while True:
         size = min(planned, device.batch_size or planned)
         try:

@@ -197,11 +197,10 @@ class SamplingConfig(Section):
     )
     control_scale: float = Field(default=1.0, ge=0, le=10, description="for control: weight of the ControlNet (Zhang et al. 2023)")
     negative_prompt: str = Field(default="", description="used where a prompt brings none of its own")
-    batch_size: int = Field(
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
         default=8,
-        ge=1,
-        le=4096,
-        description="images per call of the model; short batches are padded, so that every image sees the same shape",
+        description="images per call of the model; short batches are padded, so that every image sees the same shape."
+        " auto: as many as fit the GPU's memory, 8 on a CPU; chosen when a run is first started, and kept in its job.yaml",
     )
     sweep: dict[str, list[str | int | float]] = Field(
         default_factory=dict,
@@ -389,6 +388,12 @@ class JobConfig(Section):
                 f" raise output.shard_size from {self.output.shard_size} to at least that"
             )
         return self
+
+    @property
+    def batch_size(self) -> int:
+        """Images per call of the model. ``auto`` is a number once a run is started."""
+        assert self.sampling.batch_size != "auto", "the batch size was not chosen yet"
+        return self.sampling.batch_size
 
     @property
     def images_per_prompt(self) -> int:

@@ -159,9 +159,9 @@ def _open_section(node: dict[str, Any], key: str, dotted: str) -> dict[str, Any]
 
 def _explain(error: ValidationError, where: str) -> str:
     """The first problem in words; how many more there are."""
-    problems = error.errors(include_url=False)
+    problems = [problem for problem in error.errors(include_url=False) if "literal['auto']" not in problem["loc"]]
     first = problems[0]
-    loc = [str(part) for part in first["loc"]]
+    loc = [str(part) for part in first["loc"] if part not in ("int", "constrained-int")]
     section = ".".join(loc[:-1] if first["type"] in ("extra_forbidden", "missing") else loc)
     prefix = f"{where} [{section}]" if section else where
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
