@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from pipeline.batch_size import LARGEST, ON_CPU, Trial, _fitting, choose, even, largest
 from pipeline.worker import WorkOrder
 from schemas.errors import ModelError
-from tests.fakes import CARD, LOADER, FakeModel, fake_config, make_draw, scorer_card
+from tests.fakes import CARD, LOADER, FakeModel, fake_job, make_draw
 
 GB = 10**9
 
@@ -27,8 +28,8 @@ class Memory:
 
 
 def order(loader: str = LOADER, **sections: object) -> WorkOrder:
-    config = fake_config(**{"sampling": {"batch_size": "auto"}} | sections)
-    return WorkOrder(root="/nowhere", config=config.model_dump(mode="json"), model=CARD, scorers=(scorer_card(),), model_loader=loader)
+    job = fake_job(Path.cwd(), **{"sampling": {"batch_size": "auto"}} | sections)
+    return WorkOrder(root="/nowhere", config=job.config.model_dump(mode="json"), model=CARD, scorers=job.scorers, model_loader=loader)
 
 
 def load_single(card: object, config: object) -> FakeModel:
