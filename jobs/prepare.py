@@ -15,7 +15,7 @@ from schemas.config_load import load
 from schemas.errors import PromptError
 from schemas.records import Draw, Prompt
 
-RECORDED = ("promptmill", "torch", "diffusers", "transformers", "open_clip_torch", "ray", "pyarrow", "pillow", "numpy")
+RECORDED = ("promptmill", "torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "pyarrow", "pillow", "numpy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,15 @@ class Prepared:
     def expand(self, prompt: Prompt) -> Iterator[Draw]:
         """The draws of one prompt."""
         card = self.model
-        return expand(prompt, self.config, self.settings(prompt), model=card.name, revision=card.revision, input_scale=card.input_scale)
+        return expand(
+            prompt,
+            self.config,
+            self.settings(prompt),
+            model=card.name,
+            revision=card.revision,
+            loras=tuple(lora.label for lora in card.addons.loras),
+            input_scale=card.input_scale,
+        )
 
     def settings(self, prompt: Prompt) -> list[SamplingConfig]:
         """How a prompt is drawn: each setting of the sweep, with what the prompt sets for itself, its size known."""

@@ -41,7 +41,9 @@ class JobRecord:
         config = self.config.model_dump(mode="json")
         config["prompts"] = {"draws_per_prompt": self.config.prompts.draws_per_prompt}
         config["model"] |= {"id": self.model["name"], "revision": self.model["revision"]}
-        config["model"].pop("endpoint")  # what of it changes pixels is in the revision
+        config["model"]["loras"] = [f"{one['name']}@{one['scale']}" for one in self.model.get("addons", {}).get("loras", ())]
+        for name in ("endpoint", "embeddings", "vae"):  # what of them changes pixels is in the revision
+            config["model"].pop(name)
         config["scorers"] = {name: card["version"] for name, card in self.scorers.items()}
         config["output"].pop("dir")
         config.pop("executor")

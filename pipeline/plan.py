@@ -29,11 +29,19 @@ ExpandPrompt = Callable[[Prompt], Iterator[Draw]]
 
 
 def expand(
-    prompt: Prompt, config: JobConfig, settings: Sequence[SamplingConfig], *, model: str, revision: str, input_scale: int = 1
+    prompt: Prompt,
+    config: JobConfig,
+    settings: Sequence[SamplingConfig],
+    *,
+    model: str,
+    revision: str,
+    loras: tuple[str, ...] = (),
+    input_scale: int = 1,
 ) -> Iterator[Draw]:
     """The draws of one prompt. The settings of a sweep start from the same noise, so that they can be compared.
 
-    ``settings`` name their width and height; ``input_scale`` is how much larger these are than the init image.
+    ``settings`` name their width and height; ``input_scale`` is how much larger these are than the init image;
+    ``loras`` are the model's, as name@scale.
     """
     each = config.prompts.draws_per_prompt
     sha256 = {role: image.sha256 for role, image in prompt.images.items()}
@@ -50,7 +58,7 @@ def expand(
             mode=sampling.mode,
             model=model,
             model_revision=revision,
-            loras=(),
+            loras=loras,
             scheduler=sampling.scheduler,
             steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,

@@ -6,6 +6,7 @@ Only safetensors are ever opened. A pickle (.bin, .ckpt, .pt, .pth) runs any cod
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from schemas.errors import ModelError
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 PINNED = "sha256.json"
 READERS = 4  # of large files, at a time
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -44,6 +46,14 @@ def check_safetensors(path: Path, *, where: str) -> None:
     problem = _safetensors_problem(path)
     if problem:
         raise ModelError(f"{where}: {path.name} is damaged ({problem}); copy or download it again")
+
+
+def safetensors_names(path: Path, *, where: str) -> list[str]:
+    """Names of the tensors in a file. Raises ModelError if it is no whole safetensors file."""
+    check_safetensors(path, where=where)
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sorted(name for name in header if name != "__metadata__")
 
 
 def _safetensors_problem(path: Path) -> str | None:

@@ -130,6 +130,31 @@ class EndpointConfig(Section):
         return request
 
 
+class LoraConfig(Section):
+    """Low-rank changes of a model's weights (Hu et al. 2021, arXiv:2106.09685). Several add up, in whatever order they stand."""
+
+    id: str = Field(description="a safetensors file, a folder that holds one, or a hub name")
+    file: str = Field(default="pytorch_lora_weights.safetensors", description="name of the file in the folder or on the hub")
+    revision: str | None = Field(default=None, description="commit of a hub name; without it the newest is looked up once and recorded")
+    scale: float = Field(default=1.0, ge=-10, le=10, description="factor of the change; 0 draws what the model draws without it")
+
+
+class EmbeddingConfig(Section):
+    """Learned vectors that a word of the prompts stands for: textual inversion (Gal et al. 2022, arXiv:2208.01618)."""
+
+    id: str = Field(description="a safetensors file, a folder that holds one, or a hub name")
+    file: str = Field(default="learned_embeds.safetensors", description="name of the file in the folder or on the hub")
+    revision: str | None = Field(default=None, description="commit of a hub name; without it the newest is looked up once and recorded")
+    token: str | None = Field(default=None, description="the word in the prompts; the name that the file gives, or its own, if not given")
+
+
+class VaeConfig(Section):
+    """Another autoencoder in the place of the model's own, of the same kind and with latents of the same shape."""
+
+    id: str = Field(description="its folder, or a hub name such as stabilityai/sd-vae-ft-mse")
+    revision: str | None = Field(default=None, description="commit of a hub name; without it the newest is looked up once and recorded")
+
+
 class ModelConfig(Section):
     """The generator."""
 
@@ -143,10 +168,20 @@ class ModelConfig(Section):
         default=None,
         description="for sampling.mode control: 'demo' (edges), a local folder or hub name of a ControlNet that fits the model",
     )
+    loras: list[Annotated[LoraConfig, _shorthand("id")]] = Field(default_factory=list, description="LoRA weights: see below")
+    embeddings: list[Annotated[EmbeddingConfig, _shorthand("id")]] = Field(default_factory=list, description="textual inversion: see below")
+    vae: Annotated[VaeConfig, _shorthand("id")] | None = Field(default=None, description="another autoencoder: see below")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="compute type of all parts of the pipeline")
     cpu_threads: int = Field(
         default=1, ge=1, description="threads of one worker on a CPU; part of the job's identity, since it changes the last bits"
     )
+
+    @model_validator(mode="after")
+    def _weights_are_ours(self) -> Self:
+        given = [name for name in ("controlnet", "loras", "embeddings", "vae") if getattr(self, name)]
+        if self.endpoint and given:
+            raise ValueError(f"{given[0]}: the weights of an endpoint are its own; take it out")
+        return self
 
 
 class MarginsConfig(Section):

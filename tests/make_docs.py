@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pipeline.models.families import models_page
 from pipeline.models.samplers import samplers_page
 from schemas import tables
-from schemas.config import EndpointConfig, JobConfig, Section
+from schemas.config import EmbeddingConfig, EndpointConfig, JobConfig, LoraConfig, Section, VaeConfig
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -45,6 +45,12 @@ def config_page() -> str:
             continue
         parts += [f"## `{name}`", (section.__doc__ or "").strip(), _fields_table(section)]
     parts += ["### `model.endpoint`", (EndpointConfig.__doc__ or "").strip(), _fields_table(EndpointConfig)]
+    for name, section in {
+        "An entry of `model.loras`": LoraConfig,
+        "An entry of `model.embeddings`": EmbeddingConfig,
+        "`model.vae`": VaeConfig,
+    }.items():
+        parts += [f"### {name}", (section.__doc__ or "").strip(), _fields_table(section)]
     rule = JobConfig.model_fields["filter"].annotation.model_fields["rules"].annotation.__args__[0]  # type: ignore[union-attr]
     parts += ["### An entry of `filter.rules`", (rule.__doc__ or "").strip(), _fields_table(rule)]
     return "\n\n".join(parts) + "\n"

@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -21,9 +22,11 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from pipeline.inputs import Conditions
 from pipeline.models.base import Generated
 from pipeline.models.embeddings import PromptEncoder, TokenCounter, accepted
+from pipeline.models.load_addons import MISFITS, add_embeddings, add_loras
 from pipeline.models.modes import CONTROLNETS
 from pipeline.models.resolve import ModelCard
 from pipeline.models.samplers import make_scheduler
+from pipeline.weights import read_json
 from schemas.config import ModelConfig
 from schemas.errors import ModelError
 from schemas.modes import INPUTS, Mode
@@ -242,14 +245,10 @@ def _load(card: ModelCard, config: ModelConfig) -> Any:
     extra: dict[str, Any] = {"add_watermarker": False} if "add_watermarker" in inspect.signature(kind.__init__).parameters else {}
     try:
         if card.controlnet:
-            network = getattr(diffusers, CONTROLNETS[card.pipeline_class])
-            extra["controlnet"] = network.from_pretrained(
-                card.controlnet,
-                local_files_only=True,
-                use_safetensors=True,
-                torch_dtype=getattr(torch, config.dtype),
-                variant=config.variant,
-            )
+            extra["controlnet"] = _part(CONTROLNETS[card.pipeline_class], card.controlnet, config)
+        if card.addons.vae:
+            folder = card.addons.vae.path
+            extra["vae"] = _part(read_json(Path(folder) / "config.json", where=folder)["_class_name"], folder, config)
         pipe = kind.from_pretrained(
             card.folder,
             local_files_only=True,
@@ -258,13 +257,23 @@ def _load(card: ModelCard, config: ModelConfig) -> Any:
             variant=config.variant,
             **extra,
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError) as error:
+    except MISFITS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"model {card.name}: its parts cannot be loaded ({reason}); copy or download it again, or update diffusers"
         ) from error
     pipe.set_progress_bar_config(disable=True)
+    add_embeddings(pipe, card.addons.embeddings)
+    add_loras(pipe, card.addons.loras)
     return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _part(class_name: str, folder: str, config: ModelConfig) -> Any:
+    """One network of a pipeline, from a folder of its own; the variant only if it has it."""
+    variant = config.variant if any(Path(folder).glob(f"*.{config.variant}*.safetensors")) else None
+    return getattr(diffusers, class_name).from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, torch_dtype=getattr(torch, config.dtype), variant=variant
+    )
 
 
 def _make_quiet() -> None:

@@ -75,6 +75,7 @@ class TokenCounter:
 
     def __init__(self, pipe: Any) -> None:
         self._readers: list[tuple[int, Any]] = []
+        self._spelled = getattr(pipe, "maybe_convert_prompt", None)  # an embedding of several vectors takes a token for each
         longest = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
         for tokenizer in tokenizers(pipe):
             is_clip = "CLIP" in type(tokenizer).__name__
@@ -85,7 +86,8 @@ class TokenCounter:
         if not self._readers:
             return None, None
         limit, tokenizer = max(self._readers, key=lambda reader: reader[0])
-        tokens = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+        text = self._spelled(prompt, tokenizer) if self._spelled else prompt
+        tokens = len(tokenizer(text, truncation=False, verbose=False).input_ids)
         return tokens, tokens > limit
 
 

@@ -6,6 +6,7 @@ A node with another copy of a model would draw other images, and nothing would t
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.models.addons import addons_here
 from pipeline.models.folder import inspect_folder
 from pipeline.models.resolve import BUNDLED, ENDPOINT, WEIGHTS, ModelCard, controlnet_from_hub, controlnet_revision, from_hub
 from pipeline.weights import check_blobs, fingerprint
@@ -20,12 +21,9 @@ def on_this_machine(card: ModelCard, config: ModelConfig) -> ModelCard:
     """
     if card.pipeline_class == ENDPOINT:
         return card
-    planned, _, planned_control = card.revision.partition("+")
-    folder = _model_here(card, config, planned)
-    if not card.controlnet:
-        return replace(card, folder=str(folder))
-    control = _controlnet_here(Path(card.controlnet), config, planned_control)
-    return replace(card, folder=str(folder), controlnet=str(control))
+    planned, *more = card.revision.split("+")
+    card = replace(card, folder=str(_model_here(card, config, planned)), addons=addons_here(card.addons, config))
+    return replace(card, controlnet=str(_controlnet_here(Path(card.controlnet), config, more[0]))) if card.controlnet else card
 
 
 def _model_here(card: ModelCard, config: ModelConfig, planned: str) -> Path:

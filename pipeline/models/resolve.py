@@ -3,16 +3,16 @@
 import hashlib
 import json
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.models import samplers
+from pipeline.models.addons import Addons, resolve_addons
 from pipeline.models.folder import INDEX, ModelFolder, component_names, inspect_folder, needs_weights, weight_files
 from pipeline.models.modes import CONTROLNETS, INPUT_SCALE, pipelines
-from pipeline.weights import PINNED, check_pinned, fingerprint, hub_snapshot, read_json
+from pipeline.weights import HUB_ID, PINNED, check_pinned, fingerprint, hub_snapshot, read_json
 from schemas.config import ModelConfig, SamplingConfig
 from schemas.errors import ModelError
 from schemas.modes import STRENGTH, Mode
@@ -24,7 +24,6 @@ BUNDLED = {"demo": "generator", "demo-upscaler": "upscaler"}
 
 ENDPOINT = "endpoint"  # in the place of a pipeline class
 _FIXED_SIZE = frozenset({"DDPMPipeline", "DDIMPipeline", "DiTPipeline"})  # they take neither width nor height
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _CONFIG_PATTERNS = (INDEX, "*/*.json", "*/*.txt", "*/*.model")
 
 
@@ -36,7 +35,7 @@ class ModelCard:
     the files that get loaded. ``width`` and ``height`` are its default size in pixels; sizes are multiples of
     ``size_multiple`` and at most ``max_size``. ``prediction_type`` is epsilon, v_prediction, sample or flow.
     ``pipeline_class`` is what does the job's ``mode``; ``input_scale`` is how much larger its images are than their init
-    image; ``controlnet`` is the folder of the ControlNet.
+    image; ``controlnet`` is the folder of the ControlNet; ``addons`` are LoRA weights and the like.
     """
 
     name: str
@@ -52,6 +51,7 @@ class ModelCard:
     mode: Mode = "text-to-image"
     input_scale: int = 1
     controlnet: str | None = None
+    addons: Addons = field(default_factory=Addons)
 
 
 def resolve_model(config: ModelConfig, *, base_dir: Path, mode: Mode = "text-to-image") -> ModelCard:
@@ -75,7 +75,7 @@ def resolve_model(config: ModelConfig, *, base_dir: Path, mode: Mode = "text-to-
             check_pinned(local, found.files, pins=WEIGHTS / PINNED, where=where)
         name = config.id if bundled else local.resolve().name
         card = _card(found, name=name, revision=fingerprint(local, found.files), folder=local.resolve(), where=where)
-    elif _HUB_ID.fullmatch(config.id):
+    elif HUB_ID.fullmatch(config.id):
         folder = from_hub(config, where)
         found = inspect_folder(folder, variant=config.variant, where=where)
         card = _card(found, name=config.id, revision=folder.name, folder=folder, where=where)
@@ -83,7 +83,9 @@ def resolve_model(config: ModelConfig, *, base_dir: Path, mode: Mode = "text-to-
         raise ModelError(
             f"{where}: there is no such folder (looked for {local}); give 'demo', a diffusers folder, or a hub id such as org/name"
         )
-    return _with_controlnet(_for_mode(card, mode, found.configs.get("unet")), config, base_dir=base_dir)
+    card = _with_controlnet(_for_mode(card, mode, found.configs.get("unet")), config, base_dir=base_dir)
+    addons = resolve_addons(config, base_dir=base_dir, vae=found.configs.get("vae"), model=card.name)
+    return replace(card, addons=addons, revision=f"{card.revision}+{addons.digest}") if addons.digest else card
 
 
 def _for_mode(card: ModelCard, mode: Mode, unet: dict[str, Any] | None) -> ModelCard:
@@ -104,7 +106,7 @@ def _with_controlnet(card: ModelCard, config: ModelConfig, *, base_dir: Path) ->
     where, bundled = f"model.controlnet {config.controlnet}", config.controlnet == "demo"
     folder = WEIGHTS / "controlnet" if bundled else base_dir / Path(config.controlnet).expanduser()
     if not folder.is_dir():
-        if not _HUB_ID.fullmatch(config.controlnet):
+        if not HUB_ID.fullmatch(config.controlnet):
             raise ModelError(
                 f"{where}: there is no such folder (looked for {folder}); give a ControlNet's folder or a hub id such as org/name"
             )

@@ -6,12 +6,14 @@ Each maker writes a whole model folder from a fixed seed. ``BUILDERS`` names the
 import gzip
 import importlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from safetensors.torch import load_file, save_file
 
 diffusers: Any = importlib.import_module("diffusers")  # both load lazily, which no type checker follows
 transformers: Any = importlib.import_module("transformers")
@@ -246,6 +248,19 @@ def inpainter(folder: Path) -> Path:
     )
     pipe.save_pretrained(folder)
     return folder
+
+
+def lora(path: Path, model: Path, seed: int, *, part: str = "unet", layers: str = r"\.to_[qv]\.weight") -> str:
+    """LoRA weights of rank 2, random and strong, for the layers of a part whose names match."""
+    generator, made = torch.Generator().manual_seed(seed), {}
+    [weights] = (model / part).glob("*.safetensors")
+    for name, weight in load_file(weights).items():
+        if re.search(layers, name):
+            stem = f"{part}.{name.removesuffix('.weight')}"
+            made[f"{stem}.lora_A.weight"] = torch.randn(2, weight.shape[1], generator=generator)
+            made[f"{stem}.lora_B.weight"] = torch.randn(weight.shape[0], 2, generator=generator)
+    save_file(made, path)
+    return str(path)
 
 
 def controlnet(folder: Path, family: str) -> Path:
