@@ -172,8 +172,8 @@ def status(run: str | Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("runs", nargs=-1, required=True, type=_folder, metavar="RUN...")
-@click.argument("sql")
+@click.argument("runs_and_sql", nargs=-1, required=True, metavar="RUN... [SQL]")
+@click.option("--sql-file", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE", help="Read the SQL there; - is the input.")
 @click.option("--memory", default="2GB", show_default=True, help="Limit of DuckDB's memory.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up after this long.")
 @click.option(
@@ -184,17 +184,20 @@ def status(run: str | Path, as_json: bool) -> None:
     show_default=True,
     help="Output format.",
 )
-def query(runs: Sequence[str | Path], sql: str, form: str, memory: str, timeout: float | None) -> None:
+def query(runs_and_sql: Sequence[str], sql_file: Path | None, form: str, memory: str, timeout: float | None) -> None:
     """Ask runs with SQL (DuckDB), over the views metadata, images and failed. Reads only.
 
     With several runs each view begins with a column run.
 
     Example: promptmill query runs/demo "select status, count(*) from metadata group by 1"
     """
-    from jobs.query import open_query
+    from jobs.query import open_query, read_sql
     from jobs.results import print_result
 
-    with open_query(runs, sql, memory=memory, timeout_seconds=timeout) as result:
+    if sql_file is None and len(runs_and_sql) < 2:
+        raise click.UsageError("Missing the SQL: give it after the run, or --sql-file.")
+    *runs, sql = runs_and_sql if sql_file is None else (*runs_and_sql, read_sql(sql_file))
+    with open_query([_folder(run) for run in runs], sql, memory=memory, timeout_seconds=timeout) as result:
         print_result(result, form)
 
 

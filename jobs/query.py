@@ -5,6 +5,7 @@ nothing else; DuckDB may open the files of the committed shards and no other fil
 locked; and it has no folder to spill to, so memory is bounded and nothing is written anywhere.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -24,7 +25,7 @@ from schemas import layout
 from schemas.errors import QueryError
 from schemas.tables import images_schema, metadata_schema
 
-__all__ = ["open_query", "print_result", "query"]
+__all__ = ["open_query", "print_result", "query", "read_sql"]
 
 T = TypeVar("T")
 VIEWS = "metadata, images and failed"
@@ -37,6 +38,16 @@ BEFORE_LOCK = {  # settings of the connection; most leave no door that is not ne
     "allow_persistent_secrets": False,
     "temp_directory": "",
 }
+
+
+def read_sql(path: Path) -> str:
+    """SQL from a text file, ``-`` for the input. Raises QueryError."""
+    try:
+        return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise QueryError(f"--sql-file {path}: is not text in UTF-8") from None
+    except OSError as error:
+        raise QueryError(f"--sql-file {path}: cannot be read: {error.strerror}") from None
 
 
 def query(run_paths: Sequence[str | Path], sql: str, *, memory: str = "2GB", timeout_seconds: float | None = None) -> pa.Table:

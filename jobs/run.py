@@ -8,12 +8,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from jobs.batch_size import settled
 from jobs.executor import Control, Executor
 from jobs.filter import judge_again
+from jobs.judged import read_judged
 from jobs.lease import hold
 from jobs.prepare import Prepared
 from jobs.retry import reopen_failed
@@ -68,7 +69,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """How a run ended. Counts are over the whole dataset, rates over this start."""
+    """How a run ended. Counts are over the whole dataset, by the verdicts that hold; rates over this start."""
 
     root: str
     planned: int
@@ -117,7 +118,8 @@ def run(
         lease.check()
         if judge_again(run_dir, lease):
             on_message("the new shards were judged by the rules that 'promptmill filter' gave this run")
-    return report
+        judged = read_judged(run_dir.store)
+    return report if judged is None else replace(report, accepted=judged.accepted, rejected=judged.rejected)
 
 
 def _run(

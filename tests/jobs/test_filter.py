@@ -236,9 +236,12 @@ def test_a_run_that_goes_on_judges_its_new_shards_by_the_same_rules(tmp_path: Pa
     run_verb(job, out=tmp_path / "run", model_loader=LOADER)
     filter_run(tmp_path / "run", rules({"keep": 1, "within": "prompt", "score": "bright"}))
     more = fake_job(tmp_path, prompts={"texts": [f"picture {n}" for n in range(9)], "draws_per_prompt": 2})
-    run_verb(more, out=tmp_path / "run", model_loader=LOADER)
+    report = run_verb(more, out=tmp_path / "run", model_loader=LOADER)
     run = RunDir.open(tmp_path / "run")
     assert rows(run, "select count(*)::int n, count(*) filter (status = 'accepted')::int kept from metadata") == [{"n": 18, "kept": 9}]
+    assert (report.accepted, report.rejected) == (9, 9), "its summary counts the verdicts that hold"
+    again = run_verb(more, out=tmp_path / "run", model_loader=LOADER)
+    assert (again.made_now, again.accepted, again.rejected) == (0, 9, 9)
     assert verify(run).ok
 
 

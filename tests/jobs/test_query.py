@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -14,14 +15,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 import jobs.query
+from jobs.cli import cli
 from jobs.filter import filter_run
 from jobs.query import open_query, print_result, query
 from jobs.run_dir import RunDir
 from schemas import layout
 from schemas.errors import QueryError, RunFolderError
 from schemas.tables import images_schema, metadata_schema
+from tests.jobs.test_bad_input import refused
 from tests.runs import commit, digest_of_folder, finished_run, make_config, plan_run
 
 
@@ -411,6 +415,42 @@ def test_a_prompt_cannot_steer_the_terminal(run: Path, file: io.StringIO, monkey
     monkeypatch.setenv("TERM", "dumb")
     text = printed(query([run], "select 'a' || chr(27) || ']0;title' || chr(7) || chr(10) || chr(8238) || '[red]b' as p"), "table", file)
     assert r"a\x1b]0;title\x07\n\u202e[red]b" in text
+
+
+def test_sql_may_come_from_a_file_or_the_input(run: Path, tmp_path: Path):
+    sql = "-- über alles\nselect status,\n  count(*) as n\nfrom metadata\ngroup by all order by all;\n"
+    file = tmp_path / "counts.sql"
+    file.write_text("\ufeff" + sql)
+    given = CliRunner().invoke(cli, ["query", str(run), "select status, count(*) as n from metadata group by all order by all"])
+    read = CliRunner().invoke(cli, ["query", str(run), "--sql-file", str(file)])
+    piped = CliRunner().invoke(cli, ["query", str(run), "--sql-file", "-"], input=sql)
+    assert given.output == read.output == piped.output
+    assert "accepted" in read.output
+    both = CliRunner().invoke(cli, ["query", str(run), str(run), "--sql-file", str(file), "--format", "json"])
+    assert sum(row["n"] for row in json.loads(both.output)) == 32
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"q\.sql: cannot be read: No such file"),
+        (b"select '\xff'", r"q\.sql: is not text in UTF-8"),
+        (b"copy metadata to '/tmp/x'", "only one SELECT is allowed"),
+        (b"select 1; select 2", "only one SELECT is allowed"),
+    ],
+)
+def test_a_wrong_sql_file_is_refused_in_one_line(
+    run: Path, tmp_path: Path, content: bytes | None, message: str, capsys: pytest.CaptureFixture[str]
+):
+    if content is not None:
+        (tmp_path / "q.sql").write_bytes(content)
+    assert re.search(message, refused(capsys, "query", str(run), "--sql-file", str(tmp_path / "q.sql")))
+
+
+def test_a_query_without_sql_says_what_is_missing(run: Path):
+    result = CliRunner().invoke(cli, ["query", str(run)])
+    assert result.exit_code == 2
+    assert "give it after the run, or --sql-file" in result.output
 
 
 def test_columns_of_the_views_are_those_of_the_schema(run: Path):
