@@ -281,7 +281,9 @@ def show(run: str | Path, png: Path, where: str, limit: int) -> None:
 @cli.command()
 @RUN
 @click.argument("target", type=_folder)
-@click.option("--format", "form", type=click.Choice(["imagefolder", "webdataset", "hf", "parquet"]), required=True, help="What to write.")
+@click.option(
+    "--format", "form", type=click.Choice(["imagefolder", "webdataset", "hf", "parquet", "coco"]), required=True, help="What to write."
+)
 @click.option("--where", default="true", metavar="SQL", help='Condition on the metadata, such as "clip_score > 0.3".')
 @click.option("--only", type=click.Choice(["accepted", "rejected", "all"]), default="accepted", show_default=True, help="Which images.")
 @click.option("--split", default="train=1", show_default=True, help="Names and shares: train=.9,val=.1.")

@@ -17,6 +17,7 @@ import pyarrow as pa
 from jobs.export import parquet
 from jobs.export.base import Format, Item, Outline
 from jobs.export.card import Contents, card
+from jobs.export.coco import CocoCaptions
 from jobs.export.imagefolder import ImageFolder
 from jobs.export.place import new_folder
 from jobs.export.splits import Splits
@@ -28,7 +29,13 @@ from jobs.selection import Selection, expression, select, value_of
 from schemas.errors import QueryError
 from schemas.tables import metadata_schema
 
-FORMATS: dict[str, Format] = {"imagefolder": ImageFolder, "webdataset": WebDataset, "hf": parquet.hf, "parquet": parquet.plain}
+FORMATS: dict[str, Format] = {
+    "imagefolder": ImageFolder,
+    "webdataset": WebDataset,
+    "hf": parquet.hf,
+    "parquet": parquet.plain,
+    "coco": CocoCaptions,
+}
 SHARD_BYTES = 500_000_000
 EXAMPLES = 10
 MOST_CLASSES = 10_000

@@ -25,6 +25,7 @@ _PATTERNS = {
     "webdataset": "{split}-*.tar",
     "hf": "data/{split}-*.parquet",
     "parquet": "data/{split}-*.parquet",
+    "coco": "{split}/**",
 }
 LIMITS = """\
 - Every image was made by a generative model: it may show what the prompt does not say, or not what it says.
@@ -107,6 +108,7 @@ def _usage(form: str, split: str) -> str:
         "webdataset": f"    webdataset.WebDataset('FOLDER/{split}-000000.tar').decode('pil')",
         "hf": "    datasets.load_dataset(FOLDER)",
         "parquet": f"    pandas.read_parquet('FOLDER/data')\n    duckdb.sql(\"from 'FOLDER/data/{split}-*.parquet'\")",
+        "coco": f"    torchvision.datasets.CocoCaptions('FOLDER/{split}', 'FOLDER/annotations/captions_{split}.json')",
     }[form]
 
 

@@ -33,7 +33,7 @@ from tests import runs
 from tests.conftest import REPOSITORY
 from tests.runs import digest_of_folder, finished_run
 
-FORMATS = ["imagefolder", "webdataset", "hf", "parquet"]
+FORMATS = ["imagefolder", "webdataset", "hf", "parquet", "coco"]
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,33 @@ def test_webdataset_reads_the_tars(run: RunDir, tmp_path: Path) -> None:
         assert (one["txt"], classes[one["cls"]]) == (expected["prompt"], expected["label"])
         assert one["json"]["seed"] == expected["seed"]
     gc.collect()
+
+
+def test_torchvision_and_pycocotools_read_coco_captions(run: RunDir, tmp_path: Path) -> None:
+    from torchvision.datasets import CocoCaptions
+
+    export(run.store.root, tmp_path / "out", form="coco", split="train=.7,val=.3")
+    rows = chosen(run)
+    seen = []
+    for split in ("train", "val"):
+        loaded = CocoCaptions(str(tmp_path / "out" / split), str(tmp_path / "out" / "annotations" / f"captions_{split}.json"))
+        for number, (picture, captions) in zip(loaded.ids, loaded, strict=True):
+            [info] = loaded.coco.loadImgs(number)
+            expected = rows[info["sample_id"]]
+            assert np.array_equal(pixels(picture), pixels(expected["bytes"]))
+            assert captions == [expected["prompt"]]
+            assert (info["width"], info["height"], info["seed"]) == (*picture.size, expected["seed"])
+            seen.append(info["sample_id"])
+    assert sorted(seen) == sorted(rows)
+    assert len(list((tmp_path / "out" / "annotations").iterdir())) == 2
+
+
+def test_an_empty_split_is_readable_coco_too(run: RunDir, tmp_path: Path) -> None:
+    from pycocotools.coco import COCO
+
+    export(run.store.root, tmp_path / "out", form="coco", split="train=.5,val=.5", split_by="model")
+    sizes = [len(COCO(str(path)).imgs) for path in sorted((tmp_path / "out" / "annotations").iterdir())]
+    assert sorted(sizes) == [0, len(chosen(run))]
 
 
 def test_plain_parquet_has_images_and_metadata_in_one_table(run: RunDir, tmp_path: Path) -> None:
