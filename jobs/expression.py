@@ -12,7 +12,7 @@ ROW = "row_number_of_the_run"
 
 def holds(rows: pa.Table, condition: str) -> np.ndarray:
     """For which rows a condition over their columns holds, bool (N,); null counts as no. Raises QueryError."""
-    guard = Guard(memory="4GB", timeout_seconds=None, runs=["RUN"])
+    guard = Guard(memory="4GB", timeout_seconds=None)
     numbered = rows.append_column(ROW, pa.array(np.arange(rows.num_rows)))
     sql = f"select {ROW}, coalesce((\n{condition}\n)::boolean, false) as holds from metadata"  # noqa: S608 - read-only to it
     with guard.errors(), duckdb.connect(config=BEFORE_LOCK | {"memory_limit": "4GB"}) as connection:

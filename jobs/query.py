@@ -151,7 +151,7 @@ class _JudgedAnew(QueryError):
 class Guard:
     """Time limit of one query, and its errors in one line."""
 
-    def __init__(self, *, memory: str, timeout_seconds: float | None, runs: Sequence[tuple[str, RunDir]]) -> None:
+    def __init__(self, *, memory: str, timeout_seconds: float | None, runs: Sequence[tuple[str, RunDir]] = ()) -> None:
         self._memory = memory
         self._timeout_seconds = timeout_seconds
         self._runs = runs
@@ -223,7 +223,7 @@ class Guard:
             return f"{said.split(' - ')[0]}; a query may only read the run's {VIEWS}"
         if isinstance(error, duckdb.CatalogException) and said.startswith("Catalog Error: Table with name"):
             return f"{said}; the tables are {VIEWS}"
-        if _is_about_files(error):
+        if _is_about_files(error) and self._runs:
             return f"{said}; a shard is missing or damaged: 'promptmill verify {self._runs[0][0]}' tells which"
         return said
 
