@@ -50,8 +50,11 @@ def plan(config: Path, overrides: Sequence[str]) -> None:
 )
 @click.option("--executor", type=click.Choice(["ray", "local"]), help="Override executor.kind.")
 @click.option("--retry-failed", is_flag=True, help="Make the failed draws of the run again, and nothing that was made.")
+@click.option("--grace", type=float, metavar="SECONDS", help="Override executor.grace_seconds: the time to finish after SIGTERM or Ctrl-C.")
 @SET
-def run(config: Path, out: str | Path | None, executor: str | None, retry_failed: bool, overrides: Sequence[str]) -> None:
+def run(
+    config: Path, out: str | Path | None, executor: str | None, retry_failed: bool, grace: float | None, overrides: Sequence[str]
+) -> None:
     """Start a job, or go on where it stopped: the same command resumes.
 
     Exit status: 0 all made, 1 some draws failed, 2 a mistake in the input, 130 stopped by Ctrl-C.
@@ -63,6 +66,8 @@ def run(config: Path, out: str | Path | None, executor: str | None, retry_failed
 
     if executor:
         overrides = [*overrides, f"executor.kind={executor}"]
+    if grace is not None:
+        overrides = [*overrides, f"executor.grace_seconds={grace}"]
     prepared = prepare(config, overrides)
     with display(_stderr()) as shown:
         report = run_verb.run(prepared, out=out, retry_failed=retry_failed, on_tally=shown.tally, on_message=shown.message)

@@ -1,19 +1,18 @@
 """``promptmill run``: start a job, or take it up where it stopped. The whole course of a run is in ``run``."""
 
 import os
-import signal
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from jobs.batch_size import settled
 from jobs.executor import Control, Executor
 from jobs.filter import judge_again
+from jobs.interrupt import STOPPED, draining
 from jobs.judged import read_judged
 from jobs.lease import hold
 from jobs.prepare import Prepared
@@ -23,8 +22,6 @@ from pipeline import plan
 from pipeline.worker import WorkOrder
 from schemas import layout
 from schemas.records import PlanIndex, ShardResult
-
-STOPPED = 130  # exit status after Ctrl-C
 
 
 @dataclass(slots=True, kw_only=True)
@@ -213,7 +210,7 @@ def _execute(
         config=executor, cpu_threads=config.model.cpu_threads, on_event=on_event, on_sampled=on_sampled, stop=stop, learned=learned
     )
     batch_sizes: dict[str, int] = {}
-    with _interruptible(control, on_message):
+    with draining(stop, executor.grace_seconds, on_message):
         for result in _executor(config.executor.kind)(order, todo, control):
             if not result.drained:
                 tally.add(result)
@@ -235,27 +232,6 @@ def _executor(kind: str) -> Executor:
     from jobs.ray_pool import run_on_ray
 
     return run_on_ray
-
-
-@contextmanager
-def _interruptible(control: Control, on_message: Callable[[str], None]) -> Iterator[None]:
-    """The first SIGINT or SIGTERM drains the run, a second one ends the process at once; neither loses anything."""
-
-    def handle(signum: int, frame: object) -> None:
-        if control.stop.is_set():
-            os._exit(STOPPED)
-        control.stop.set()
-        on_message("stopping: finishing the current batches (press Ctrl-C again to stop at once; nothing is lost either way)")
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _report(run_dir: RunDir, index: PlanIndex, tally: Tally, stopped: bool) -> RunReport:

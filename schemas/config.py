@@ -385,6 +385,9 @@ class ExecutorConfig(Section):
     batch_seconds: float | None = Field(
         default=1800, gt=0, description="a Ray worker that takes longer for one batch is killed, and the shard tried elsewhere; null: never"
     )
+    grace_seconds: float | None = Field(
+        default=None, gt=0, description="seconds that a stopped run has to finish its current batches; without it, as many as they take"
+    )
 
 
 Scorers = Annotated[

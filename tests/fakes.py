@@ -190,6 +190,11 @@ def _misbehave(prompt: str) -> None:
         ctypes.string_at(0)
     if "HANG" in prompt:
         time.sleep(3600)
+    if "WAIT" in prompt:
+        file = Path(prompt.split("WAIT ", 1)[1])
+        file.with_suffix(".begun").touch()
+        while not file.exists():
+            time.sleep(0.02)
     if "UNLESS" in prompt and not Path(prompt.split("UNLESS ", 1)[1]).exists():
         raise RuntimeError("the file is not there")
     if "RAISE" in prompt:

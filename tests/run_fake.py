@@ -1,5 +1,6 @@
-"""A driver process over the fake model, for tests that kill it: ``python -m tests.run_fake OUT local|ray``."""
+"""A driver process over the fake model, for tests that kill it: ``python -m tests.run_fake OUT local|ray [JSON of sections]``."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,7 +12,10 @@ JOB = {"prompts": {"texts": [f"SLOW picture {n}" for n in range(72)], "draws_per
 
 def main() -> int:
     out, kind = Path(sys.argv[1]), sys.argv[2]
-    return run(fake_job(out.parent, **JOB, executor={"kind": kind, "actors": 2}), out=out, model_loader=LOADER).exit_code
+    sections = JOB | {"executor": {"kind": kind, "actors": 2}}
+    for name, value in json.loads(sys.argv[3] if len(sys.argv) > 3 else "{}").items():
+        sections[name] = sections.get(name, {}) | value
+    return run(fake_job(out.parent, **sections), out=out, model_loader=LOADER, on_message=print).exit_code
 
 
 if __name__ == "__main__":

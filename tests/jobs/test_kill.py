@@ -1,5 +1,6 @@
 """kill -9 at any moment, the same command again: the finished dataset is the one of an undisturbed run."""
 
+import json
 import os
 import random
 import signal
@@ -10,20 +11,23 @@ from pathlib import Path
 
 import pytest
 
+from jobs.executor import POLL_SECONDS
 from jobs.run import run
 from jobs.run_dir import RunDir
+from schemas import layout
 from tests.fakes import LOADER, fake_job
-from tests.jobs.test_run import dataset
+from tests.jobs.test_run import dataset, events
 from tests.run_fake import JOB
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.slow
 
 
-def drive(out: Path, kind: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.run_fake", str(out), kind], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def drive(out: Path, kind: str, **sections: dict) -> subprocess.Popen[bytes]:
+    """A driver; what it says goes to ``said`` next to its run folder."""
+    command = [sys.executable, "-m", "tests.run_fake", str(out), kind, json.dumps(sections)]
+    with (out.parent / "said").open("wb") as said:
+        return subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.DEVNULL)
 
 
 def wait_for_images(out: Path, process: subprocess.Popen[bytes], more_than: int) -> None:
@@ -65,6 +69,37 @@ def test_ctrl_c_twice_ends_at_once_and_loses_nothing(tmp_path: Path) -> None:
     assert process.wait(timeout=20) == 130
     assert drive(out, "local").wait(timeout=200) == 0
     run(fake_job(tmp_path, **JOB), out=tmp_path / "undisturbed", model_loader=LOADER)
+    assert dataset(out) == dataset(tmp_path / "undisturbed")
+
+
+def test_sigterm_drains_and_ends_when_the_grace_is_over(tmp_path: Path) -> None:
+    """As on a spot machine: with time enough the batch is kept, without it the process is gone in time; both go on to the same bytes."""
+    out, opened = tmp_path / "run", tmp_path / "opened"
+    texts = [f"picture {n}" for n in range(16)] + [f"WAIT {opened}"] + [f"picture {n}" for n in range(17, 32)]
+    sections = {"prompts": {"texts": texts, "draws_per_prompt": 1}, "executor": {}}
+
+    def stopped_in_the_batch(grace_seconds: float) -> subprocess.Popen[bytes]:
+        opened.with_suffix(".begun").unlink(missing_ok=True)
+        process = drive(out, "local", **sections | {"executor": {"grace_seconds": grace_seconds}})
+        deadline = time.monotonic() + 60
+        while not opened.with_suffix(".begun").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        return process
+
+    process, began = stopped_in_the_batch(1.0), time.monotonic()
+    assert process.wait(timeout=20) == 130
+    assert 0.9 < time.monotonic() - began < 5.0
+    assert "not finished within 1 s, ending now" in (tmp_path / "said").read_text()
+    assert not list(out.glob("partial/*"))
+    process = stopped_in_the_batch(60.0)
+    time.sleep(4 * POLL_SECONDS)
+    opened.touch()
+    assert process.wait(timeout=60) == 130
+    assert "not finished" not in (tmp_path / "said").read_text()
+    assert (events(out)[-1], (out / layout.partial_file(2)).exists()) == ("drained", True)
+    assert drive(out, "local", **sections).wait(timeout=100) == 0
+    run(fake_job(tmp_path, **JOB | sections), out=tmp_path / "undisturbed", model_loader=LOADER)
     assert dataset(out) == dataset(tmp_path / "undisturbed")
 
 
