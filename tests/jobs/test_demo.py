@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.inputs import canny
 from pipeline.models.demo.evaluate import settings
+from pipeline.models.demo.evaluate_modes import edge_f1, psnr
 from pipeline.models.demo.grammar import sample_scenes
 from pipeline.models.demo.judge import Judge
-from pipeline.models.demo.write_inputs import write_inputs
+from pipeline.models.demo.write_inputs import CANNY, write_inputs
 from schemas.config_load import load
 from tests.conftest import REPOSITORY
 from tests.jobs.test_real_models import LOCAL, RAY2, promptmill
@@ -71,19 +73,33 @@ def test_captions_and_structure_are_columns(small_demo: Path) -> None:
     assert sorted((row["kind"], row["n"]) for row in json.loads(found.stdout)) == [("count", 8), ("one", 8), ("two", 8)]
 
 
-def test_the_bundled_model_draws_over_a_drawing_what_the_prompt_says(tmp_path: Path) -> None:
-    scenes = write_inputs(tmp_path, count=12, seed=0)
-    for name in ("image-to-image.csv", *(f"pair_{number:03d}.png" for number in range(12))):
-        assert (tmp_path / name).read_bytes() == (REPOSITORY / "configs" / "modes" / name).read_bytes()
-    (tmp_path / "job.yaml").write_text((REPOSITORY / "configs" / "modes" / "image-to-image.yaml").read_text())
-    promptmill("run", "job.yaml", "--out", "run", *LOCAL, cwd=tmp_path)
+def test_the_inputs_of_the_modes_are_those_that_are_written(tmp_path: Path) -> None:
+    write_inputs(tmp_path, count=12, seed=0)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        path.name: path.read_bytes() for path in (REPOSITORY / "configs" / "modes").iterdir() if path.suffix != ".yaml"
+    }
+
+
+@pytest.mark.parametrize(("mode", "least"), [("image-to-image", 0.85), ("control", 0.85), ("super-resolution", 0.85)])
+def test_the_bundled_models_draw_from_an_image_what_the_prompt_says(mode: str, least: float, tmp_path: Path) -> None:
+    scenes = write_inputs(tmp_path, count=12, seed=0)[mode]
+    (tmp_path / "job.yaml").write_text((REPOSITORY / "configs" / "modes" / f"{mode}.yaml").read_text())
+    promptmill("run", "job.yaml", "--out", "run", "--set", "prompts.draws_per_prompt=2", *LOCAL, cwd=tmp_path)
     rows = pq.read_table(tmp_path / "run" / "metadata").to_pylist()
-    images = {row["sample_id"]: row["image"]["bytes"] for row in pq.read_table(tmp_path / "run" / "images").to_pylist()}
-    pixels = [np.asarray(Image.open(io.BytesIO(images[row["sample_id"]]))) for row in rows]
-    wanted = [scenes[int(row["prompt_id"])] for row in rows]
-    right = [reading.matches(scene) for reading, scene in zip(Judge.load()(np.stack(pixels)), wanted, strict=True)]
-    assert np.mean(right) >= 0.75
-    inits = [np.asarray(Image.open(tmp_path / f"pair_{int(row['prompt_id']):03d}.png")) for row in rows]
-    moved = np.abs(np.stack(pixels).astype(int) - np.stack(inits)).mean()
-    others = np.abs(np.stack(pixels).astype(int) - np.stack(inits[4:] + inits[:4])).mean()
-    assert moved < 0.5 * others
+    by_id = {row["sample_id"]: row["image"]["bytes"] for row in pq.read_table(tmp_path / "run" / "images").to_pylist()}
+    images = np.stack([np.asarray(Image.open(io.BytesIO(by_id[row["sample_id"]]))) for row in rows])
+    numbers = [int(row["prompt_id"]) for row in rows]
+    right = [reading.matches(scenes[number]) for reading, number in zip(Judge.load()(images), numbers, strict=True)]
+    assert np.mean(right) >= least
+    drawings = np.stack([np.asarray(Image.open(tmp_path / f"pair_{number:03d}.png")) for number in numbers])
+    if mode == "image-to-image":
+        moved, others = (np.abs(images.astype(int) - shown).mean() for shown in (drawings, np.roll(drawings, 8, axis=0)))
+        assert moved < 0.5 * others
+    if mode == "control":
+        edges = [(canny(image, *CANNY), canny(drawing, *CANNY)) for image, drawing in zip(images, drawings, strict=True)]
+        assert np.mean([edge_f1(*pair) for pair in edges]) >= 0.85
+        assert np.mean([edge_f1(found, edges[k - 8][1]) for k, (found, _) in enumerate(edges)]) < 0.6
+    if mode == "super-resolution":
+        small = [Image.open(tmp_path / f"small_{number:03d}.png") for number in numbers]
+        bicubic = np.stack([np.asarray(one.resize((64, 64), Image.Resampling.BICUBIC)) for one in small])
+        assert psnr(images, drawings) >= psnr(bicubic, drawings) + 3

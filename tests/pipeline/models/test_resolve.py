@@ -168,6 +168,21 @@ def test_demo_weights_are_found_by_the_package_and_checked(own_copy: Path, monke
         resolve_model(demo, base_dir=tmp_path)
 
 
+def test_the_bundled_controlnet_and_upscaler_are_found_and_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(resolve.WEIGHTS, weights)
+    monkeypatch.setattr(resolve, "WEIGHTS", weights)
+    upscaler = ModelConfig(id="demo-upscaler")
+    card = resolve_model(upscaler, base_dir=tmp_path, mode="super-resolution")
+    assert (card.name, card.input_scale, card.width) == ("demo-upscaler", 4, 64)
+    guided = ModelConfig(id="demo", controlnet="demo")
+    assert resolve_model(guided, base_dir=tmp_path, mode="control").controlnet == str(weights / "controlnet")
+    flipped = weights / "controlnet" / "diffusion_pytorch_model.safetensors"
+    flipped.write_bytes(flipped.read_bytes()[:-1] + b"?")
+    with pytest.raises(ModelError, match=r"model.controlnet demo: controlnet/\S+ differs from its pinned sha256"):
+        resolve_model(guided, base_dir=tmp_path, mode="control")
+
+
 SD = ModelCard(
     name="m",
     revision="r",
