@@ -18,7 +18,7 @@ from jobs.query import query
 from jobs.run_dir import RunDir
 
 MOST_VALUES = 50  # of a tag or setting; one with more is an id rather than a class
-SETTINGS = ("label", "model", "scheduler", "steps", "guidance_scale", "strength", "width", "height")
+SETTINGS = ("label", "model", "scheduler", "steps", "guidance_scale", "guidance_rescale", "strength", "width", "height")
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 

@@ -62,6 +62,7 @@ def expand(
             scheduler=sampling.scheduler,
             steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
+            guidance_rescale=sampling.guidance_rescale or None,
             strength=sampling.strength or STRENGTH.get(sampling.mode),
             width=sampling.width,
             height=sampling.height,

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from schemas.modes import ROLES, STRENGTH, Mode, column
 
-SAMPLING_COLUMNS = ("steps", "guidance_scale", "strength", "control_scale", "width", "height")
+SAMPLING_COLUMNS = ("steps", "guidance_scale", "guidance_rescale", "strength", "control_scale", "width", "height")
 """Fields of ``sampling`` that a prompt may set for itself."""
 
 PROMPT_COLUMNS = ("id", "prompt", "negative_prompt", "label", *SAMPLING_COLUMNS, *map(column, ROLES))
@@ -201,8 +201,8 @@ class CannyConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How an image is drawn from noise. A prompt file may have columns steps, guidance_scale, strength, control_scale, width and
-    height, which hold for their row."""
+    """How an image is drawn from noise. A prompt file may have columns steps, guidance_scale, guidance_rescale, strength,
+    control_scale, width and height, which hold for their row."""
 
     mode: Mode = Field(
         default="text-to-image",
@@ -216,6 +216,13 @@ class SamplingConfig(Section):
     steps: int = Field(default=20, ge=1, le=1000, description="denoising steps")
     guidance_scale: float = Field(
         default=5.0, ge=0, le=100, description="classifier-free guidance (Ho & Salimans 2022); 1 or less turns it off"
+    )
+    guidance_rescale: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share by which the guided prediction is scaled back to the contrast of the unguided one (Lin et al. 2024,"
+        " arXiv 2305.08891, section 3.4); for Stable Diffusion 1, 2 and XL and HunyuanDiT",
     )
     width: int | None = Field(default=None, ge=1, le=16384, description="pixels; the model's own size if not given")
     height: int | None = Field(default=None, ge=1, le=16384, description="pixels; the model's own size if not given")

@@ -79,10 +79,12 @@ class Draw:
     control_sha256: str | None
     control_scale: float | None = None
     input_transform: str | None = None
+    guidance_rescale: float | None = None
 
     def identity(self) -> dict[str, object]:
-        """All fields that decide the image; label and tags do not."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("label", "tags")}
+        """All fields that decide the image; label and tags do not. A draw without what came later keeps its id."""
+        later = () if self.guidance_rescale else ("guidance_rescale",)
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("label", "tags", *later)}
 
     @property
     def sample_id(self) -> str:
@@ -93,7 +95,7 @@ class Draw:
     def call_key(self) -> tuple[object, ...]:
         """Draws that share it can go through the sampler in one batch."""
         how = (self.mode, self.loras, self.scheduler, self.steps, self.guidance_scale, self.width, self.height)
-        return (*how, self.strength, self.control_scale, self.input_transform)
+        return (*how, self.guidance_rescale, self.strength, self.control_scale, self.input_transform)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

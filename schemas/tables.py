@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from schemas.records import Draw, Outcome, Verdict
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 
 _TEXT, _INT, _BOOL = pa.string(), pa.int32(), pa.bool_()
 _TAGS = pa.map_(pa.string(), pa.string())
@@ -34,6 +34,7 @@ _DRAW: list[tuple[str, pa.DataType, bool, str]] = [  # name, type, nullable, mea
     ("scheduler", _TEXT, False, "sampler"),
     ("steps", _INT, False, "denoising steps"),
     ("guidance_scale", pa.float64(), False, "classifier-free guidance scale"),
+    ("guidance_rescale", pa.float64(), True, "share by which the guided prediction is scaled back to the contrast of the unguided one"),
     ("strength", pa.float64(), True, "share of the noise schedule that is run over the init image, 0 to 1"),
     ("width", _INT, False, "pixels"),
     ("height", _INT, False, "pixels"),

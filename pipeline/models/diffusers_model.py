@@ -140,6 +140,8 @@ class DiffusersModel:
             texts["true_cfg_scale"] = scale if guided else 1.0
         if "true_cfg_scale" not in self._takes or distilled:
             texts["guidance_scale"] = scale
+        if draws[0].guidance_rescale:
+            texts["guidance_rescale"] = draws[0].guidance_rescale
         return texts
 
     def _guidance(self, scale: float, has_negatives: bool) -> tuple[bool, bool]:

@@ -55,6 +55,16 @@ CONTROLNETS = {
 }
 """Class of the ControlNet that each pipeline takes."""
 
+RESCALES_GUIDANCE = frozenset(
+    {
+        "StableDiffusionPipeline",
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+        "HunyuanDiTPipeline",
+    }
+)
+"""Pipelines that take a guidance_rescale."""
 
 INPAINTING_CHANNELS = (4, 9)
 """Input channels of the U-Nets that the pipelines of diffusers can inpaint with: blended latents, or mask and image as channels."""
