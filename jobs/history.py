@@ -4,6 +4,7 @@ The log is the only file that is appended to, so a kill can tear its last line; 
 """
 
 import json
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from typing import Any
 
 BEGINNINGS = ("start", "resume")
 ENDINGS = ("finish", "drained", "drain")
+MISHAPS = ("worker_lost", "worker_hung", "worker_refused", "shard_retry", "shard_abandoned", "shard_damaged", "batch_halved")
+LATEST = 5  # mishaps that are kept in full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +24,16 @@ class Done:
     at: datetime
     worker: str
     draws: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mishap:
+    """Something that went wrong and was dealt with. ``kind`` is one of MISHAPS, ``about`` a worker or a shard, ``why`` in one line."""
+
+    at: str
+    kind: str
+    about: str
+    why: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,12 +70,11 @@ class Session:
 
 @dataclass(slots=True, kw_only=True)
 class History:
-    """All sessions in order, and counts of mishaps."""
+    """All sessions in order, how many mishaps there were of each kind, and the latest of them."""
 
     sessions: list[Session] = field(default_factory=list)
-    retries: int = 0
-    workers_lost: int = 0
-    abandoned: int = 0
+    mishaps: Counter[str] = field(default_factory=Counter)
+    latest: deque[Mishap] = field(default_factory=lambda: deque(maxlen=LATEST))
 
 
 def read_history(log: bytes) -> History:
@@ -99,16 +111,28 @@ def _take(history: History, actors: dict[Any, str], at: datetime, event: dict[st
         session.ended = True
     elif kind == "shard_done":
         session.done.append(Done(at=at, worker=str(event.get("worker", "")), draws=int(event.get("draws", 0))))
-    elif kind == "shard_retry":
-        history.retries += 1
-    elif kind == "shard_abandoned":
-        history.abandoned += 1
     elif kind == "worker_ready":
         name = str(event.get("worker", ""))
         actors[event.get("actor")] = name
         session.workers[name] = WorkerSeen(ready_at=at, load_seconds=float(event.get("seconds", 0.0)))
-    elif kind == "worker_lost":
-        history.workers_lost += 1
-        name = str(event.get("worker", actors.get(event.get("actor"), "")))
-        if name in session.workers:
-            session.workers[name].lost = True
+    elif kind in MISHAPS:
+        history.mishaps[kind] += 1
+        history.latest.append(_mishap(at, event, actors))
+        if kind == "worker_lost" and (worker := session.workers.get(_worker(event, actors))):
+            worker.lost = True
+
+
+def _worker(event: dict[str, Any], actors: dict[Any, str]) -> str:
+    number = event.get("actor")
+    return str(event.get("worker", actors.get(number, "" if number is None else f"actor {number}")))
+
+
+def _mishap(at: datetime, event: dict[str, Any], actors: dict[Any, str]) -> Mishap:
+    about = f"shard {event['shard_id']}" if "shard_id" in event else _worker(event, actors)
+    facts = (event.get("error"), event.get("found"), _told(event, "seconds", "{} s in one batch"), _told(event, "batch_size", "now {}"))
+    why = next((str(fact) for fact in facts if fact), "")
+    return Mishap(at=at.isoformat(timespec="seconds"), kind=event["event"], about=about, why=" ".join(why.split())[:300])
+
+
+def _told(event: dict[str, Any], name: str, text: str) -> str | None:
+    return text.format(event[name]) if name in event else None

@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from heapq import nlargest
+from statistics import median
 
-from jobs.history import History, Session, read_history
+from jobs.history import Done, History, Mishap, Session, WorkerSeen, read_history
 from jobs.judged import read_judged
 from jobs.query import query
 from jobs.run_dir import RunDir
@@ -23,6 +25,8 @@ from schemas.records import Marker, PlanIndex
 __all__ = ["Reason", "Status", "WorkerStatus", "render", "status", "to_json"]
 
 RECENT_SHARDS = 20
+SLOWEST = 5  # shards to name
+SLOW = 1.5  # times the median
 SILENT_SECONDS = 600  # without a sign of life, of a driver whose process cannot be asked
 
 
@@ -47,12 +51,23 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SlowShard:
+    """``seconds`` of work of one shard, its waits for the device left out; ``times_median`` compares it with the usual shard."""
+
+    shard_id: int
+    worker: str
+    seconds: float
+    times_median: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """A run at one moment.
 
     ``state`` is running, stopped (the same command goes on) or finished. Rates count from the first ready worker
     of each start to its last committed shard; the recent rate is over the last few shards. ``eta_seconds`` is
-    None unless it runs. ``stage_seconds`` add up over workers and threads. ``judged`` tells that ``promptmill filter``
+    None unless it runs. ``stage_seconds`` add up over workers and threads. ``mishaps`` counts by kind what went wrong and
+    was dealt with, over all starts; ``latest_mishaps`` and ``slowest`` are a few of each. ``judged`` tells that ``promptmill filter``
     gave the run other rules.
     """
 
@@ -76,9 +91,9 @@ class Status:
     eta_seconds: float | None
     stage_seconds: Mapping[str, float]
     workers: tuple[WorkerStatus, ...]
-    retries: int
-    workers_lost: int
-    shards_abandoned: int
+    slowest: tuple[SlowShard, ...]
+    mishaps: Mapping[str, int]
+    latest_mishaps: tuple[Mishap, ...]
     note: str | None = None
     judged: bool = False
 
@@ -115,9 +130,9 @@ def status(run_dir: RunDir, *, now: datetime | None = None) -> Status:
         eta_seconds=round(left / recent, 1) if state == "running" and recent else None,
         stage_seconds=_stage_seconds(markers),
         workers=_workers(latest),
-        retries=history.retries,
-        workers_lost=history.workers_lost,
-        shards_abandoned=history.abandoned,
+        slowest=_slowest(markers),
+        mishaps=dict(history.mishaps),
+        latest_mishaps=tuple(history.latest),
         note=note,
         judged=judged,
     )
@@ -188,16 +203,32 @@ def _stage_seconds(markers: list[Marker]) -> dict[str, float]:
     return {stage: round(seconds, 2) for stage, seconds in total.items()}
 
 
+def _slowest(markers: list[Marker]) -> tuple[SlowShard, ...]:
+    """Of the shards that took much longer than the median one."""
+    seconds = {marker.shard_id: sum(value for stage, value in marker.seconds.items() if stage != "wait") for marker in markers}
+    usual = median(seconds.values()) if seconds else 0.0
+    slow = [marker for marker in markers if seconds[marker.shard_id] >= SLOW * usual > 0]
+    return tuple(
+        SlowShard(
+            shard_id=marker.shard_id,
+            worker=marker.worker,
+            seconds=round(seconds[marker.shard_id], 2),
+            times_median=round(seconds[marker.shard_id] / usual, 2),
+        )
+        for marker in nlargest(SLOWEST, slow, key=lambda marker: seconds[marker.shard_id])
+    )
+
+
 def _workers(latest: Session | None) -> tuple[WorkerStatus, ...]:
     if latest is None:
         return ()
-    names = dict.fromkeys([*latest.workers, *(done.worker for done in latest.done)])
-    return tuple(_worker(latest, name) for name in names)
+    done: dict[str, list[Done]] = {name: [] for name in latest.workers}
+    for one in latest.done:
+        done.setdefault(one.worker, []).append(one)
+    return tuple(_worker(name, shards, latest.workers.get(name)) for name, shards in done.items())
 
 
-def _worker(latest: Session, name: str) -> WorkerStatus:
-    done = [one for one in latest.done if one.worker == name]
-    seen = latest.workers.get(name)
+def _worker(name: str, done: list[Done], seen: WorkerSeen | None) -> WorkerStatus:
     draws = sum(one.draws for one in done)
     seconds = (done[-1].at - seen.ready_at).total_seconds() if done and seen else 0.0
     return WorkerStatus(

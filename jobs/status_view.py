@@ -16,6 +16,15 @@ if TYPE_CHECKING:  # status.py imports this module
 
 STATES = {"running": ("●", "bold cyan"), "stopped": ("■", "bold yellow"), "finished": ("✔", "bold green")}
 STYLES = {"accepted": "green", "rejected": "yellow", "failed": "red"}
+MISHAPS = {  # by event: what there was of it
+    "worker_lost": ("worker", "lost"),
+    "worker_hung": ("worker", "hung"),
+    "worker_refused": ("worker", "without the model's files"),
+    "batch_halved": ("worker", "short of memory"),
+    "shard_retry": ("shard", "tried again"),
+    "shard_damaged": ("shard", "found damaged"),
+    "shard_abandoned": ("shard", "given up"),
+}
 BAR_WIDTH = 24
 MOST_WORKERS = 16
 GAP = 6
@@ -27,6 +36,8 @@ def render(found: "Status") -> RenderableType:
     sides = [table for table in (_stages(found), _workers(found)) if table]
     if sides:
         parts += [Text(), _Beside(sides)]
+    if found.slowest:
+        parts += [Text(), _slowest(found)]
     parts += [Text(line, style=style) for line, style in _mishaps(found)]
     return Group(*parts)
 
@@ -155,17 +166,18 @@ def _side(title: str, columns: int) -> Table:
     return table
 
 
+def _slowest(found: "Status") -> Table:
+    table = _side("slowest shards", 4)
+    for shard in found.slowest:
+        table.add_row(f"{shard.shard_id:05d}", f"{shard.seconds:,.1f} s", f"{shard.times_median:.1f} x the median", shard.worker)
+    return table
+
+
 def _mishaps(found: "Status") -> Sequence[tuple[str, str]]:
-    told = [
-        text
-        for count, text in (
-            (found.workers_lost, _plural(found.workers_lost, "worker", "lost")),
-            (found.retries, _plural(found.retries, "shard", "tried again")),
-            (found.shards_abandoned, _plural(found.shards_abandoned, "shard", "given up")),
-        )
-        if count
-    ]
-    lines = [(f"\n{', '.join(told)}, in {_plural(found.starts, 'start', '')}; see events.jsonl", "yellow")] if told else []
+    told = [_plural(count, *words) for kind, words in MISHAPS.items() if (count := found.mishaps.get(kind, 0))]
+    starts = _plural(found.starts, "start", "")
+    lines = [(f"\n{', '.join(told)}, in {starts}; all are in events.jsonl, the latest are", "yellow")] if told else []
+    lines += [(f"  {one.at}  {one.kind.replace('_', ' ')}  {one.about}: {one.why}", "dim") for one in found.latest_mishaps]
     return [*lines, *([(f"\n{found.note}", "red")] if found.note else [])]
 
 

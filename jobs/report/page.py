@@ -150,7 +150,7 @@ def _failures(failures: Iterable[Failure]) -> str:
 def _time(status: Status) -> str:
     total = sum(status.stage_seconds.values()) or 1.0
     rows = "".join(_share(stage, f"{seconds:,.1f} s", seconds / total) for stage, seconds in status.stage_seconds.items())
-    mishaps = f"{status.retries} retries, {status.workers_lost} workers lost"
+    mishaps = f"{status.mishaps.get('shard_retry', 0)} retries, {status.mishaps.get('worker_lost', 0)} workers lost"
     facts = f"{len(status.workers)} workers at the latest start, {status.starts} starts, {mishaps}"
     head = "<h3>Seconds per stage, added up over workers and threads</h3>"
     return f'<div class="card">{head}<table>{rows}</table><p class="soft">{facts}</p></div>'

@@ -92,11 +92,47 @@ def test_mishaps_are_counted_and_lost_workers_named(tmp_path: Path):
         (2, "shard_retry", {"shard_id": 3, "attempt": 1, "error": "killed"}),
         (3, "shard_abandoned", {"shard_id": 3, "attempts": 3, "error": "killed"}),
         (4, "worker_ready", {"worker": "a:5", "actor": 1}),
+        (4, "worker_refused", {"actor": 2, "error": "gpu-7: no such\nfolder"}),
+        (5, "worker_hung", {"actor": 1, "seconds": 31.0}),
     )
     found = status(run, now=START)
-    assert (found.retries, found.workers_lost, found.shards_abandoned) == (1, 1, 1)
+    assert found.mishaps == {"worker_lost": 1, "shard_retry": 1, "shard_abandoned": 1, "worker_refused": 1, "worker_hung": 1}
     assert {worker.name: worker.lost for worker in found.workers} == {"a:1": False, "a:2": True, "a:5": False}
-    assert "1 worker lost, 1 shard tried again, 1 shard given up, in 1 start" in text_of(found)
+    assert [(one.kind, one.about, one.why) for one in found.latest_mishaps] == [
+        ("worker_lost", "a:2", "killed"),
+        ("shard_retry", "shard 3", "killed"),
+        ("shard_abandoned", "shard 3", "killed"),
+        ("worker_refused", "actor 2", "gpu-7: no such folder"),
+        ("worker_hung", "a:5", "31.0 s in one batch"),
+    ]
+    text = text_of(found, width=160)
+    told = "1 worker lost, 1 worker hung, 1 worker without the model's files, 1 shard tried again, 1 shard given up, in 1 start"
+    assert told in text
+    assert "2026-01-02T03:00:05+00:00  worker hung  a:5: 31.0 s in one batch" in text
+
+
+def test_only_the_latest_mishaps_are_kept_in_full(tmp_path: Path):
+    run = plan_run(tmp_path / "run")
+    retries = [(float(n), "shard_retry", {"shard_id": n, "attempt": 1, "error": "killed"}) for n in range(1000)]
+    write_log(run, (0, "start", {}), *retries)
+    found = status(run, now=START)
+    assert found.mishaps == {"shard_retry": 1000}
+    assert [one.about for one in found.latest_mishaps] == [f"shard {n}" for n in range(995, 1000)]
+
+
+def test_the_slowest_shards_are_compared_with_the_usual_one(tmp_path: Path):
+    run = finished_run(tmp_path / "run", prompts=16)
+    assert status(run).slowest == ()
+    for shard_id, times in ((2, 4), (5, 2), (6, 1.2)):
+        raw = json.loads(run.store.get(layout.done_file(shard_id)))
+        seconds = {stage: value * (1000 if stage == "wait" else times) for stage, value in raw["seconds"].items()}
+        run.store.put(layout.done_file(shard_id), json.dumps(raw | {"seconds": seconds, "worker": f"slow:{shard_id}"}).encode())
+    found = status(run)
+    assert [(one.shard_id, one.worker, one.seconds, one.times_median) for one in found.slowest] == [
+        (2, "slow:2", 14.0, 4.0),
+        (5, "slow:5", 7.0, 2.0),
+    ]
+    assert "4.0 x the median" in text_of(found)
 
 
 def test_torn_and_foreign_lines_of_the_log_are_skipped(tmp_path: Path):
