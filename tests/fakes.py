@@ -25,6 +25,7 @@ from schemas.errors import ModelError
 from schemas.records import Draw, Outcome
 
 LOADER = "tests.fakes:load_fake"
+SLOW_SECONDS = 0.05  # for a prompt that says SLOW
 CARD = ModelCard(
     name="fake",
     revision="sha256:0123456789abcdef",
@@ -185,7 +186,7 @@ def _image(draw: Draw) -> np.ndarray:
 
 def _misbehave(prompt: str) -> None:
     if "SLOW" in prompt:
-        time.sleep(0.05)
+        time.sleep(SLOW_SECONDS)
     if "SEGFAULT" in prompt:
         ctypes.string_at(0)
     if "HANG" in prompt:
