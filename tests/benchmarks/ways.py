@@ -51,7 +51,7 @@ def limit(job: Prepared, draws: list[Draw]) -> Result:
 
 
 def _passes(job: Prepared, draws: list[Draw], ready: Any, seconds: Any) -> None:
-    loop, scorers, size = _loaded(job, threads=1), _scorers(job, threads=1), job.config.sampling.batch_size
+    loop, scorers, size = _loaded(job, threads=1), _scorers(job, threads=1), job.config.batch_size
     loop.images_per_second(draws[:size], size, scorers)
     ready.wait()
     seconds.put(len(draws) / loop.images_per_second(draws, size, scorers))
@@ -59,7 +59,7 @@ def _passes(job: Prepared, draws: list[Draw], ready: Any, seconds: Any) -> None:
 
 def bare_loop(job: Prepared, draws: list[Draw]) -> Result:
     """A loop over batches on all cores, in one process."""
-    return _bare(job, draws, job.config.sampling.batch_size)
+    return _bare(job, draws, job.config.batch_size)
 
 
 def one_by_one(job: Prepared, draws: list[Draw]) -> Result:
@@ -93,7 +93,7 @@ def ray_data(job: Prepared, draws: list[Draw]) -> Result:
     """Ray Data: map_batches with an actor per core, then write_parquet."""
     import ray
 
-    started, size = time.time(), job.config.sampling.batch_size
+    started, size = time.time(), job.config.batch_size
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = ray.data.from_items(

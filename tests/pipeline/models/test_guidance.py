@@ -14,6 +14,7 @@ from pipeline.models.modes import RESCALES_GUIDANCE, pipelines
 from pipeline.models.resolve import check_sampling, resolve_model
 from schemas.config import ModelConfig, SamplingConfig
 from schemas.errors import ModelError
+from schemas.modes import Mode
 from tests.pipeline.models.conftest import make_draw
 from tests.pipeline.models.tiny import diffusers
 
@@ -59,7 +60,8 @@ def test_the_guided_prediction_gets_the_contrast_of_the_unguided_one(loaded: Loa
 
 
 def test_a_pipeline_that_does_not_take_it_is_refused(model_folder: Callable[[str], Path]) -> None:
-    for family, mode in (("flux", "text-to-image"), ("sd", "image-to-image")):
+    refused: list[tuple[str, Mode]] = [("flux", "text-to-image"), ("sd", "image-to-image")]
+    for family, mode in refused:
         card = resolve_model(ModelConfig(id=str(model_folder(family))), base_dir=Path.cwd(), mode=mode)
         with pytest.raises(ModelError, match=rf"sampling.guidance_rescale: {family} \({card.pipeline_class}\) does not take it"):
             check_sampling(card, SamplingConfig(mode=mode, guidance_rescale=0.7))
