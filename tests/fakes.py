@@ -187,6 +187,8 @@ def _image(draw: Draw) -> np.ndarray:
 def _misbehave(prompt: str) -> None:
     if "SLOW" in prompt:
         time.sleep(SLOW_SECONDS)
+    if "UNTIL" in prompt and not Path(prompt.split("UNTIL ", 1)[1]).exists():
+        time.sleep(SLOW_SECONDS)
     if "SEGFAULT" in prompt:
         ctypes.string_at(0)
     if "HANG" in prompt:

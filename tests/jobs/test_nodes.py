@@ -37,20 +37,34 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator:
         made.shutdown()
 
 
-def test_a_node_that_joins_is_used_and_one_that_leaves_is_not_missed(tmp_path: Path, cluster) -> None:
-    texts = [f"SLOW picture {n}" for n in range(600)]
-    job = fake_job(tmp_path, prompts={"texts": texts, "draws_per_prompt": 1}, executor={"kind": "ray", "address": cluster.address})
-    nodes, left = [], []
+def test_nodes_that_join_are_used_and_those_that_are_lost_change_no_byte(tmp_path: Path, cluster) -> None:
+    """One node's raylet is killed with -9, so that its actor lives on for a moment; another node is gone at once."""
+    enough = tmp_path / "enough"  # until then the draws are slow
+    prompts = {"texts": [f"picture {n} UNTIL {enough}" for n in range(1600)], "draws_per_prompt": 1}
+    job = fake_job(tmp_path, prompts=prompts, executor={"kind": "ray", "address": cluster.address})
+    nodes = []
+
+    def kill_raylet() -> None:
+        (raylet,) = nodes[0].all_processes["raylet"]
+        raylet.process.kill()
+
+    steps = [  # when there are so many workers: what happens
+        (1, lambda: nodes.append(cluster.add_node(num_cpus=1, num_gpus=1))),
+        (2, kill_raylet),
+        (1, lambda: nodes.append(cluster.add_node(num_cpus=1, num_gpus=1))),
+        (2, lambda: cluster.remove_node(nodes[1], allow_graceful=False)),
+        (1, enough.touch),
+    ]
 
     def on_tally(tally: Tally) -> None:
-        if not nodes and tally.committed:
-            nodes.append(cluster.add_node(num_cpus=1, num_gpus=1))
-        if not left and tally.workers == 2:
-            left.append(cluster.remove_node(nodes[0], allow_graceful=False))
+        if steps and tally.workers == steps[0][0] and tally.committed:
+            steps.pop(0)[1]()
 
     report = make(job, tmp_path / "run", on_tally=on_tally)
-    assert (report.exit_code, report.accepted, len(left)) == (0, 600, 1)
-    assert events(tmp_path / "run").count("worker_ready") >= 2
+    assert (report.exit_code, report.accepted, len(steps)) == (0, 1600, 0)
+    assert events(tmp_path / "run").count("worker_lost") == 2
+    make(fake_job(tmp_path, prompts=prompts), tmp_path / "undisturbed")
+    assert dataset(tmp_path / "run") == dataset(tmp_path / "undisturbed")
     assert verify(RunDir.open(tmp_path / "run")).ok
 
 
