@@ -99,7 +99,8 @@ def test_webdataset_reads_the_tars(run: RunDir, tmp_path: Path) -> None:
     export(run.store.root, tmp_path / "out", form="webdataset", shard_bytes=30_000)
     tars = sorted(map(str, (tmp_path / "out").glob("train-*.tar")))
     assert len(tars) > 1
-    found = list(WebDataset(tars, shardshuffle=False).decode("pil"))
+    loaded: Any = WebDataset(tars, shardshuffle=False).decode("pil")
+    found = list(loaded)
     rows, classes = chosen(run), json.loads((tmp_path / "out" / "classes.json").read_text())
     assert {one["__key__"] for one in found} == set(rows)
     for one in found:
