@@ -99,12 +99,16 @@ def _make_views(connection: duckdb.DuckDBPyConnection, runs: Sequence[tuple[str,
         sources = [("metadata", names, where, metadata_schema(scorers)) for names, where, scorers in metadata_sources(run, markers)]
         sources.append(("images", [layout.images_file(marker.shard_id) for marker in markers], "true", images_schema()))
         for view, names, where, schema in sources:
-            if names and is_url(run.store.root):
+            # first all columns of today: null in a run that an older version made
+            parts[view].append(f"select {label}* from {_no_rows(connection, schema)}")  # noqa: S608 - no text of a user
+            if not names:
+                continue
+            if is_url(run.store.root):
                 source = f"{view}_{len(parts[view])}"
                 connection.register(source, open_objects(run.store.root).dataset(names, schema))
             else:
                 files = [f"{run.store.root}/{name}" for name in names]
-                source = _source(connection, files, schema)
+                source = f"read_parquet({_list(files)}, hive_partitioning = false)"
                 readable += files
             parts[view].append(f"select {label}* from {source} where {where}")  # noqa: S608 - quoted paths
     for view, selects in parts.items():
@@ -116,10 +120,8 @@ def _make_views(connection: duckdb.DuckDBPyConnection, runs: Sequence[tuple[str,
     connection.execute("set lock_configuration = true")
 
 
-def _source(connection: duckdb.DuckDBPyConnection, files: Sequence[str], schema: pa.Schema) -> str:
-    """What a view selects from: the files, or no rows of the right columns where there are no files yet."""
-    if files:
-        return f"read_parquet({_list(files)}, hive_partitioning = false)"
+def _no_rows(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> str:
+    """All columns of a table and no row."""
     empty = connection.from_arrow(schema.empty_table())
     columns = ", ".join(f'null::{kind} as "{name}"' for name, kind in zip(empty.columns, empty.types, strict=True))
     return f"(select {columns} where false)"

@@ -72,6 +72,15 @@ def test_failed_is_the_failed_part_of_metadata(run: Path):
     assert query([run], "select count(*)::int as n from failed").to_pylist() == [{"n": 2}]
 
 
+def test_a_run_of_an_older_version_has_null_in_newer_columns(tmp_path: Path):
+    whole, older = finished_run(tmp_path / "whole"), finished_run(tmp_path / "older")
+    for path in (tmp_path / "older" / "metadata").iterdir():
+        pq.write_table(pq.read_table(path).drop_columns(["guidance_rescale"]), path)
+    columns = query([whole.store.root], "from metadata").column_names
+    assert query([older.store.root], "from metadata").column_names == columns
+    assert query([older.store.root], "select distinct guidance_rescale as new from metadata").to_pylist() == [{"new": None}]
+
+
 def test_order_by_is_kept(run: Path):
     scores = query([run], "select seed from metadata order by seed desc").column("seed").to_pylist()
     assert scores == sorted(scores, reverse=True)
