@@ -70,7 +70,7 @@ def bench(prepared: Prepared, *, draws: int, rounds: int, on_message: Callable[[
     prepared, sample = smaller(prepared, wanted)
     threads = os.cpu_count() or 1
     started = time.perf_counter()
-    loop = BareLoop(prepared.model, prepared.config.model.dtype, threads)
+    loop = BareLoop(prepared.model, prepared.config.model, threads)
     scorers = [load_scorer(card, cpu_threads=threads) for card in prepared.scorers]
     bare_startup = time.perf_counter() - started
     loop.images_per_second(sample[:batch_size], batch_size, scorers)  # warm-up

@@ -53,7 +53,7 @@ class Prepared:
             self.config,
             self.settings(prompt),
             model=card.name,
-            revision=card.revision,
+            revision=card.revision + self.config.model.compute.seen,
             loras=tuple(lora.label for lora in card.addons.loras),
             input_scale=card.input_scale,
         )

@@ -44,6 +44,7 @@ class JobRecord:
         config["model"]["loras"] = [f"{one['name']}@{one['scale']}" for one in self.model.get("addons", {}).get("loras", ())]
         for name in ("endpoint", "embeddings", "vae"):  # what of them changes pixels is in the revision
             config["model"].pop(name)
+        config["model"]["compute"].pop("offload")  # moves weights, changes nothing
         config["scorers"] = {name: card["version"] for name, card in self.scorers.items()}
         config["output"].pop("dir")
         config.pop("executor")

@@ -12,7 +12,7 @@ from schemas.config import JobConfig
 from schemas.errors import ModelError
 from schemas.records import Draw
 
-ON_CPU = 8  # a core gains nothing from more: docs/speed.md
+ON_CPU = 8  # a core gains nothing from more
 LARGEST = 64
 USABLE = 0.8  # of a GPU's memory; the rest is for what the allocator cannot use, and for prompts of other sizes
 

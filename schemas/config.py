@@ -15,6 +15,20 @@ from schemas.modes import ROLES, STRENGTH, Mode, column
 SAMPLING_COLUMNS = ("steps", "guidance_scale", "guidance_rescale", "strength", "control_scale", "width", "height")
 """Fields of ``sampling`` that a prompt may set for itself."""
 
+AttentionBackend = Literal[
+    "native",
+    "native_math",
+    "native_flash",
+    "native_efficient",
+    "native_cudnn",
+    "flex",
+    "flash",
+    "flash_3",
+    "sage",
+    "xformers",
+]
+"""Kernels that diffusers can use without downloading code."""
+
 PROMPT_COLUMNS = ("id", "prompt", "negative_prompt", "label", *SAMPLING_COLUMNS, *map(column, ROLES))
 """Columns of a prompt source that are not tags."""
 
@@ -155,6 +169,60 @@ class VaeConfig(Section):
     revision: str | None = Field(default=None, description="commit of a hub name; without it the newest is looked up once and recorded")
 
 
+class StepCacheConfig(Section):
+    """Work of one denoising step used again in later ones: faster, and other images. Off unless it is asked for.
+
+    - `first_block`: a step whose first block hardly differs from the last step's takes the other blocks' work from there
+      (ParaAttention). An image is then made alone, since a batch would share the decision. For transformers such as FLUX, Qwen-Image.
+    - `taylor`: blocks run in one of `interval` steps, and are extrapolated between (TaylorSeer, Liu et al. 2025). For the same models.
+    - `pyramid_attention`: attention runs in one of `interval` steps from timestep 800 to 100 (Zhao et al. 2024). For U-Nets, SD3, PixArt.
+    """
+
+    kind: Literal["first_block", "taylor", "pyramid_attention"] = Field(description="first_block, taylor or pyramid_attention")
+    threshold: float = Field(default=0.08, gt=0, lt=1, description="for first_block: the relative change from which a step is computed")
+    interval: int = Field(default=2, ge=2, le=20, description="for taylor and pyramid_attention: one of so many steps is computed")
+
+    @property
+    def text(self) -> str:
+        """Kind and the setting that it has."""
+        return f"{self.kind}={self.threshold:g}" if self.kind == "first_block" else f"{self.kind}={self.interval}"
+
+
+class ComputeConfig(Section):
+    """How the model's arithmetic is done. A switch that would have no effect on the model is refused.
+
+    Each but `offload` changes at least the last bits of an image, so they are part of the job's identity. `quantize`, `vae_tiling` and
+    `step_cache` change what is seen: they are added to the column `model_revision`, and make other sample ids.
+    """
+
+    channels_last: bool = Field(default=False, description="memory layout that convolutions are fast in; for U-Nets and autoencoders")
+    compile: Literal["regional", "whole"] | None = Field(
+        default=None,
+        description="torch.compile: of the blocks that repeat, which takes a minute, or of the whole network, which takes several;"
+        " kept on disk for later runs",
+    )
+    attention: AttentionBackend | None = Field(
+        default=None, description="kernel of the attention, where diffusers lets it be chosen (transformers); torch chooses if not given"
+    )
+    vae_slicing: bool = Field(default=False, description="decode images one by one: less memory")
+    vae_tiling: bool = Field(default=False, description="decode large images in overlapping tiles: much less memory")
+    step_cache: Annotated[StepCacheConfig, _shorthand("kind")] | None = Field(
+        default=None, description="first_block, taylor or pyramid_attention: see below"
+    )
+    quantize: Literal["int8_weights", "int8", "float8_weights"] | None = Field(
+        default=None, description="linear layers of the network by torchao; needs pip install 'promptmill[quantize]'"
+    )
+    offload: Literal["model", "sequential"] | None = Field(
+        default=None, description="keep parts (model) or layers (sequential) of the model in main memory until they are needed; for GPUs"
+    )
+
+    @property
+    def seen(self) -> str:
+        """What changes the images more than in their last bits, as an ending of the model's revision."""
+        tiling = "vae_tiling" if self.vae_tiling else None
+        return "".join(f"+{part}" for part in (self.quantize, tiling, self.step_cache and self.step_cache.text) if part)
+
+
 class ModelConfig(Section):
     """The generator."""
 
@@ -175,6 +243,13 @@ class ModelConfig(Section):
     cpu_threads: int = Field(
         default=1, ge=1, description="threads of one worker on a CPU; part of the job's identity, since it changes the last bits"
     )
+    compute: ComputeConfig = Field(default_factory=ComputeConfig, description="how its arithmetic is done: see below")
+
+    @model_validator(mode="after")
+    def _computes(self) -> Self:
+        if self.endpoint and self.compute != ComputeConfig():
+            raise ValueError("compute: an endpoint's server computes as it likes; take 'compute' out")
+        return self
 
     @model_validator(mode="after")
     def _weights_are_ours(self) -> Self:

@@ -29,7 +29,12 @@ _DRAW: list[tuple[str, pa.DataType, bool, str]] = [  # name, type, nullable, mea
     ("tags", _TAGS, False, "all further columns of the prompt source"),
     ("mode", _TEXT, False, "what conditions the image: text-to-image, image-to-image, inpainting, outpainting, control, super-resolution"),
     ("model", _TEXT, False, "model id; the folder's name for a local model"),
-    ("model_revision", _TEXT, False, "commit of a hub model, or sha256 over the files of a local folder"),
+    (
+        "model_revision",
+        _TEXT,
+        False,
+        "commit of a hub model, or sha256 over the files of a local folder; + what of model.compute changes images",
+    ),
     ("loras", pa.list_(pa.field("element", pa.string())), False, "LoRA weights as name@scale; empty without"),
     ("scheduler", _TEXT, False, "sampler"),
     ("steps", _INT, False, "denoising steps"),

@@ -1,5 +1,6 @@
 """Writes the pages of docs/ that are generated from code: ``make docs``. A test compares them with what stands there."""
 
+from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,16 @@ from pydantic import BaseModel
 from pipeline.models.families import models_page
 from pipeline.models.samplers import samplers_page
 from schemas import tables
-from schemas.config import EmbeddingConfig, EndpointConfig, JobConfig, LoraConfig, Section, VaeConfig
+from schemas.config import (
+    ComputeConfig,
+    EmbeddingConfig,
+    EndpointConfig,
+    JobConfig,
+    LoraConfig,
+    Section,
+    StepCacheConfig,
+    VaeConfig,
+)
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -43,16 +53,18 @@ def config_page() -> str:
         if section is None:
             parts += [f"## `{name}`", f"{field.description} (default `{field.default}`)"]
             continue
-        parts += [f"## `{name}`", (section.__doc__ or "").strip(), _fields_table(section)]
-    parts += ["### `model.endpoint`", (EndpointConfig.__doc__ or "").strip(), _fields_table(EndpointConfig)]
+        parts += [f"## `{name}`", getdoc(section) or "", _fields_table(section)]
     for name, section in {
+        "`model.compute`": ComputeConfig,
+        "`model.compute.step_cache`": StepCacheConfig,
+        "`model.endpoint`": EndpointConfig,
         "An entry of `model.loras`": LoraConfig,
         "An entry of `model.embeddings`": EmbeddingConfig,
         "`model.vae`": VaeConfig,
     }.items():
-        parts += [f"### {name}", (section.__doc__ or "").strip(), _fields_table(section)]
+        parts += [f"### {name}", getdoc(section) or "", _fields_table(section)]
     rule = JobConfig.model_fields["filter"].annotation.model_fields["rules"].annotation.__args__[0]  # type: ignore[union-attr]
-    parts += ["### An entry of `filter.rules`", (rule.__doc__ or "").strip(), _fields_table(rule)]
+    parts += ["### An entry of `filter.rules`", getdoc(rule) or "", _fields_table(rule)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -64,7 +76,8 @@ def _column_table(columns: list[tuple[str, Any, bool, str]]) -> str:
 def _fields_table(section: type[BaseModel]) -> str:
     rows = []
     for name, field in section.model_fields.items():
-        default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)}`"
+        value = field.get_default(call_default_factory=True)
+        default = "required" if field.is_required() else "all off" if isinstance(value, BaseModel) else f"`{value}`"
         rows.append((f"`{name}`", default, field.description or ""))
     return _table(("key", "default", "meaning"), rows)
 

@@ -10,19 +10,21 @@ import torch
 
 from pipeline.models.resolve import ModelCard
 from pipeline.models.samplers import make_scheduler
+from pipeline.models.switches import put_on_device
 from pipeline.scorers.base import Scorer
+from schemas.config import ModelConfig
 from schemas.records import Draw
 
 
 class BareLoop:
     """One pipeline, batches of prompts, one generator per image, the same CLIP forward pass; nothing is kept."""
 
-    def __init__(self, card: ModelCard, dtype: str, threads: int) -> None:
+    def __init__(self, card: ModelCard, config: ModelConfig, threads: int) -> None:
         self._threads = threads
         diffusers.utils.logging.disable_progress_bar()
         kind: Any = getattr(diffusers, card.pipeline_class)
-        self._pipe: Any = kind.from_pretrained(card.folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True)
-        self._pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+        self._pipe: Any = kind.from_pretrained(card.folder, dtype=getattr(torch, config.dtype), use_safetensors=True, local_files_only=True)
+        put_on_device(self._pipe, config.compute)
         self._pipe.set_progress_bar_config(disable=True)
 
     def images_per_second(self, draws: Sequence[Draw], batch_size: int, scorers: Sequence[Scorer]) -> float:

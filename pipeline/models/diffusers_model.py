@@ -26,6 +26,7 @@ from pipeline.models.load_addons import MISFITS, add_embeddings, add_loras
 from pipeline.models.modes import CONTROLNETS
 from pipeline.models.resolve import ModelCard
 from pipeline.models.samplers import make_scheduler
+from pipeline.models.switches import forget_steps, network, put_on_device
 from pipeline.weights import read_json
 from schemas.config import ModelConfig
 from schemas.errors import ModelError
@@ -51,6 +52,7 @@ class DiffusersModel:
         _pin_arithmetic(config.cpu_threads)
         self._pipe: Any = _load(card, config)
         self._scheduler = self._pipe.scheduler
+        self._cache = config.compute.step_cache
         self._takes = inspect.signature(self._pipe.__call__).parameters
         self._encoder = PromptEncoder(self._pipe)
         self._tokens = TokenCounter(self._pipe)
@@ -61,8 +63,8 @@ class DiffusersModel:
             )
 
     def generate(self, draws: Sequence[Draw], conditions: Sequence[Conditions] = ()) -> Generated:
-        """Images of the draws, in order, in one call of the pipeline; or in one each where a text's padding depends on its neighbours."""
-        if len(draws) > 1 and type(self._pipe).__name__.startswith(_PADS_TO_THE_LONGEST):
+        """Images of the draws, in order, in one call of the pipeline; or in one each where neighbours would change an image."""
+        if len(draws) > 1 and self._needs_to_be_alone:
             return _joined([self.generate([draw], conditions[number : number + 1]) for number, draw in enumerate(draws)])
         first = draws[0]
         generators = [torch.Generator("cpu").manual_seed(draw.seed) for draw in draws]
@@ -82,9 +84,17 @@ class DiffusersModel:
                 "callback_on_step_end": latents,
             }
         )
+        if self._cache:
+            forget_steps(network(self._pipe))
         with torch.inference_mode(), _no_shared_noise(type(self._pipe).__name__):
             output = self._pipe(**accepted(self._pipe.__call__, arguments))
         return self._generated(draws, np.asarray(output[0], dtype=np.float32), latents.finite(len(draws)), _flags(output, len(draws)))
+
+    @property
+    def _needs_to_be_alone(self) -> bool:
+        """Whether texts are padded to the longest of a batch, or steps are left out for all of a batch together."""
+        shares_steps = self._cache is not None and self._cache.kind == "first_block"
+        return shares_steps or type(self._pipe).__name__.startswith(_PADS_TO_THE_LONGEST)
 
     def _condition_arguments(self, draws: Sequence[Draw], conditions: Sequence[Conditions]) -> dict[str, Any]:
         """Input images as tensors (N, C, H, W) in 0..1, and what goes with them."""
@@ -150,7 +160,7 @@ class DiffusersModel:
         Models distilled from guided ones (FLUX.1-dev) take the scale as an input and have no second pass,
         hence no negative prompt: https://arxiv.org/abs/2210.03142.
         """
-        core = getattr(self._pipe, "transformer", None) or getattr(self._pipe, "unet", None)
+        core = network(self._pipe)
         distilled = bool(core is not None and core.config.get("guidance_embeds", False))
         guided = scale > 1 and not distilled
         if has_negatives and (distilled or "negative_prompt" not in self._takes):
@@ -267,7 +277,7 @@ def _load(card: ModelCard, config: ModelConfig) -> Any:
     pipe.set_progress_bar_config(disable=True)
     add_embeddings(pipe, card.addons.embeddings)
     add_loras(pipe, card.addons.loras)
-    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    return put_on_device(pipe, config.compute)
 
 
 def _part(class_name: str, folder: str, config: ModelConfig) -> Any:

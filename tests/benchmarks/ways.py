@@ -138,7 +138,7 @@ def _promptmill(job: Prepared, executor: dict[str, Any], *, threads: int) -> Res
 
 
 def _loaded(job: Prepared, *, threads: int) -> BareLoop:
-    return BareLoop(job.model, job.config.model.dtype, threads)
+    return BareLoop(job.model, job.config.model, threads)
 
 
 def _scorers(job: Prepared, *, threads: int) -> list[Any]:
