@@ -402,7 +402,8 @@ def _remaker(run_dir: Any) -> Any:
 def _stdout() -> Any:
     from rich.console import Console
 
-    return Console(soft_wrap=not sys.stdout.isatty())
+    piped = not sys.stdout.isatty()
+    return Console(soft_wrap=piped, width=200 if piped else None)  # what reads a pipe has no edge
 
 
 def _stderr() -> Any:
