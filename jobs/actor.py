@@ -17,10 +17,10 @@ class Actor:
         self._lock = threading.Lock()
         self._stopped = False
 
-    def load(self) -> tuple[str, float]:
-        """Load the models; the worker's name and the seconds it took. Raises ModelError, naming the node, if it cannot."""
+    def load(self) -> tuple[str, dict[str, float]]:
+        """Load the models; the worker's name and the seconds by part. Raises ModelError, naming the node, if it cannot."""
         worker = self._get()
-        return worker.stages.worker, worker.load_seconds
+        return worker.stages.worker, worker.loading
 
     def run(self, shard_id: int, is_last: bool, carefully: bool) -> ShardResult:
         """Make and commit one shard."""

@@ -6,7 +6,7 @@ and ``jobs.ray_pool.run_on_ray``. Both go through one test suite.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -35,6 +35,11 @@ class Control:
     on_sampled: Callable[[int], None] = lambda draws: None
     stop: threading.Event = field(default_factory=threading.Event)
     learned: Callable[[int], bool] = lambda shard_id: False  # since the last time a worker died over this shard
+
+    def on_ready(self, worker: str, loading: Mapping[str, float], **facts: object) -> None:
+        """A worker has loaded its models, which took so many seconds each."""
+        each = {part: round(seconds, 2) for part, seconds in loading.items()}
+        self.on_event("worker_ready", **facts, worker=worker, seconds=round(sum(loading.values()), 2), loading=each)
 
 
 class Executor(Protocol):

@@ -12,7 +12,7 @@ from schemas.records import ShardResult
 def run_local(order: WorkOrder, shard_ids: Sequence[int], control: Control) -> Iterator[ShardResult]:
     """Make the shards here, two at a time: one samples while the other's files are written."""
     worker = ShardWorker(order)
-    control.on_event("worker_ready", worker=worker.stages.worker, seconds=round(worker.load_seconds, 2))
+    control.on_ready(worker.stages.worker, worker.loading)
     queue = TaskQueue(shard_ids, control)
     running: dict[Future[ShardResult], Task] = {}
     with ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="shard") as pool:

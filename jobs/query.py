@@ -100,7 +100,7 @@ def _make_views(connection: duckdb.DuckDBPyConnection, runs: Sequence[tuple[str,
         sources.append(("images", [layout.images_file(marker.shard_id) for marker in markers], "true", images_schema()))
         for view, names, where, schema in sources:
             # first all columns of today: null in a run that an older version made
-            parts[view].append(f"select {label}* from {_no_rows(connection, schema)}")  # noqa: S608 - no text of a user
+            parts[view].append(f"select {label}* from {_no_rows(schema)}")  # noqa: S608 - no text of a user
             if not names:
                 continue
             if is_url(run.store.root):
@@ -120,11 +120,25 @@ def _make_views(connection: duckdb.DuckDBPyConnection, runs: Sequence[tuple[str,
     connection.execute("set lock_configuration = true")
 
 
-def _no_rows(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> str:
+def _no_rows(schema: pa.Schema) -> str:
     """All columns of a table and no row."""
-    empty = connection.from_arrow(schema.empty_table())
-    columns = ", ".join(f'null::{kind} as "{name}"' for name, kind in zip(empty.columns, empty.types, strict=True))
+    columns = ", ".join(f'null::{sql_type(field.type)} as "{field.name}"' for field in schema)
     return f"(select {columns} where false)"
+
+
+_SQL = {"string": "varchar", "binary": "blob", "bool": "boolean", "double": "double", "float": "float"}
+
+
+def sql_type(kind: pa.DataType) -> str:
+    """DuckDB's name of an Arrow type. DuckDB tells it too, of a table that is handed over, but imports pandas for that."""
+    if pa.types.is_map(kind):
+        return f"map({sql_type(kind.key_type)}, {sql_type(kind.item_type)})"
+    if pa.types.is_struct(kind):
+        fields = ", ".join(f'"{field.name}" {sql_type(field.type)}' for field in kind)
+        return f"struct({fields})"
+    if pa.types.is_list(kind):
+        return f"{sql_type(kind.value_type)}[]"
+    return _SQL.get(str(kind), str(kind))  # int32, uint64 are names in both
 
 
 def _call(pool: ThreadPoolExecutor, connection: duckdb.DuckDBPyConnection, function: Callable[[], T]) -> T:

@@ -141,7 +141,7 @@ class _Pool:
     def _loaded(self, ref: Any) -> None:
         number = self._loading.pop(ref)
         try:
-            worker, seconds = ray.get(ref)
+            worker, loading = ray.get(ref)
         except RayActorError as error:
             if not isinstance(error, ActorUnavailableError):  # it will not come back by itself
                 self._lost_loading += 1
@@ -156,7 +156,7 @@ class _Pool:
             self._lost_loading = 0
             self._refused.pop(number, None)
             self._ready.add(number)
-            self._control.on_event("worker_ready", actor=number, worker=worker, seconds=round(seconds, 2))
+            self._control.on_ready(worker, loading, actor=number)
 
     def _finished(self, ref: Any) -> ShardResult | None:
         number, task = self._running.pop(ref)

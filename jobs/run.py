@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -26,9 +26,12 @@ from schemas.records import PlanIndex, ShardResult
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """Counts of a run while it goes on. Draws of earlier starts are in ``before``; seconds are wall clock."""
+    """Counts of a run while it goes on. Draws of earlier starts are in ``before``; seconds are wall clock.
 
-    planned: int
+    ``startup`` are seconds by part: ``plan`` until the plan was there, ``workers`` until the first one loads, ``model``, ``scorers``.
+    """
+
+    planned: int = 0
     before: int = 0
     accepted: int = 0
     rejected: int = 0
@@ -39,6 +42,8 @@ class Tally:
     abandoned: int = 0
     started: float = field(default_factory=time.monotonic)
     first_ready: float | None = None
+    first_sampled: float | None = None
+    startup: dict[str, float] = field(default_factory=dict)
     stages: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -52,6 +57,16 @@ class Tally:
         self.rejected += result.rejected
         self.failed += result.failed
         self.stages.update(result.seconds)
+
+    def planned_now(self) -> None:
+        """The plan is there."""
+        self.startup["plan"] = time.monotonic() - self.started
+
+    def ready(self, loading: Mapping[str, float]) -> None:
+        """The first worker is ready."""
+        self.first_ready = time.monotonic()
+        self.startup["workers"] = max(0.0, self.startup_seconds - self.startup.get("plan", 0.0) - sum(loading.values()))
+        self.startup |= loading
 
     @property
     def startup_seconds(self) -> float:
@@ -77,6 +92,8 @@ class RunReport:
     abandoned: int
     stopped: bool
     startup_seconds: float
+    startup: dict[str, float]
+    first_images_seconds: float | None
     steady_seconds: float
     workers: int
     stages: dict[str, float]
@@ -105,13 +122,21 @@ def run(
 
     Raises UserError; whatever was committed stays.
     """
+    tally = Tally()
     out = out or prepared.out
     prepared = settled(prepared, out, model_loader=model_loader, on_message=on_message)
     run_dir = RunDir.claim(out, prepared.job())
     index = plan.survey(run_dir.store, prepared.open_prompts)
     stop = threading.Event()
+    order = WorkOrder(
+        root=run_dir.store.root,
+        config=prepared.config.model_dump(mode="json"),
+        model=prepared.model,
+        scorers=prepared.scorers,
+        model_loader=model_loader,
+    )
     with hold(run_dir.store, stop, on_message) as lease:
-        report = _run(run_dir, index, prepared, retry_failed, model_loader, stop, on_tally, on_message)
+        report = _run(run_dir, index, prepared, order, tally, retry_failed, stop, on_tally, on_message)
         lease.check()
         if judge_again(run_dir, lease):
             on_message("the new shards were judged by the rules that 'promptmill filter' gave this run")
@@ -123,8 +148,9 @@ def _run(
     run_dir: RunDir,
     index: PlanIndex | None,
     prepared: Prepared,
+    order: WorkOrder,
+    tally: Tally,
     retry_failed: bool,
-    model_loader: str,
     stop: threading.Event,
     on_tally: Callable[[Tally], None],
     on_message: Callable[[str], None],
@@ -148,17 +174,11 @@ def _run(
     for problem in problems:
         run_dir.log("shard_damaged", found=problem)
         on_message(f"{problem}; the shard is made again")
-    tally = Tally(planned=index.num_draws, before=sum(marker.draws for marker in done))
+    tally.planned, tally.before = index.num_draws, sum(marker.draws for marker in done)
     if resumed:
         on_message(f"{run_dir.store.root}: {len(done)} of {index.num_shards} shards are done, going on with the rest")
+    tally.planned_now()
     if todo:
-        order = WorkOrder(
-            root=run_dir.store.root,
-            config=prepared.config.model_dump(mode="json"),
-            model=prepared.model,
-            scorers=prepared.scorers,
-            model_loader=model_loader,
-        )
         _execute(run_dir, order, todo, tally, stop, on_tally, on_message)
         run_dir.store.remove_leftovers()  # of workers that were killed while they wrote
     report = _report(run_dir, index, tally, stop.is_set())
@@ -184,13 +204,15 @@ def _execute(
         tally.retries += event == "shard_retry"
         tally.abandoned += event == "shard_abandoned"
         if event == "worker_ready" and tally.first_ready is None:
-            tally.first_ready = time.monotonic()
+            tally.ready(facts["loading"])  # type: ignore[arg-type]
         if event in ("worker_lost", "worker_hung", "worker_refused", "shard_retry", "shard_abandoned", "batch_halved"):
             on_message(f"{event.replace('_', ' ')}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
         on_tally(tally)
 
     def on_sampled(draws: int) -> None:
         tally.sampled = draws
+        if draws and tally.first_sampled is None:
+            tally.first_sampled = time.monotonic()
         on_tally(tally)
 
     executor = config.executor
@@ -245,6 +267,8 @@ def _report(run_dir: RunDir, index: PlanIndex, tally: Tally, stopped: bool) -> R
         abandoned=tally.abandoned,
         stopped=stopped and sum(counts.values()) < index.num_draws,
         startup_seconds=round(tally.startup_seconds, 2),
+        startup={part: round(seconds, 2) for part, seconds in tally.startup.items()},
+        first_images_seconds=round(tally.first_sampled - tally.started, 2) if tally.first_sampled else None,
         steady_seconds=round(tally.steady_seconds, 2),
         workers=tally.workers,
         stages={stage: round(seconds, 2) for stage, seconds in tally.stages.items()},

@@ -54,6 +54,7 @@ def run_table(report: "RunReport") -> RenderableType:
             "speed",
             f"{report.images_per_second:.2f} images/s with {report.workers} workers, after {report.startup_seconds:.1f} s of start-up",
         )
+        table.add_row("start-up", _startup(report))
         table.add_row("device time", _shares(report))
     near = report.root if is_url(report.root) else os.path.relpath(report.root)
     root = report.root if near.startswith("..") else near
@@ -154,6 +155,11 @@ def _shares(report: "RunReport") -> str:
     total = report.steady_seconds * max(1, report.workers)
     sampling, scoring = (report.stages.get(stage, 0.0) / total for stage in ("sample", "score"))
     return f"{min(1.0, sampling + scoring):.0%} busy: sampling {sampling:.0%}, scoring {scoring:.0%}"
+
+
+def _startup(report: "RunReport") -> str:
+    parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in report.startup.items())
+    return parts + (f"; first images after {report.first_images_seconds:.1f} s" if report.first_images_seconds is not None else "")
 
 
 def _facts() -> Table:

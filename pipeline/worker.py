@@ -41,26 +41,33 @@ class WorkOrder:
 
 
 class ShardWorker:
-    """Holds the models of one process. ``run`` may be called from ``SHARDS_AT_ONCE`` threads."""
+    """Holds the models of one process. ``run`` may be called from ``SHARDS_AT_ONCE`` threads.
+
+    ``loading`` are the seconds that model and scorers took, with the import of their libraries.
+    """
 
     def __init__(self, order: WorkOrder) -> None:
         """Load the models. Raises ModelError if this machine's files are not those of the plan."""
-        started = time.perf_counter()
         config = JobConfig.model_validate(order.config)
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self.sampled = 0
         cards = [on_this_machine(card, config.scorers[card.name]) for card in order.scorers]  # before anything large is loaded
+        times = [time.perf_counter()]
+        model = _load(order.model_loader)(order.model, config.model)
+        times.append(time.perf_counter())
+        loaded = [scorers.load_scorer(card, cpu_threads=config.model.cpu_threads) for card in cards]
+        times.append(time.perf_counter())
+        self.loading = {"model": times[1] - times[0], "scorers": times[2] - times[1]}
         self._stages = Stages(
             config=config,
-            model=_load(order.model_loader)(order.model, config.model),
-            scorers=[scorers.load_scorer(card, cpu_threads=config.model.cpu_threads) for card in cards],
+            model=model,
+            scorers=loaded,
             store=open_store(order.root),
             encoders=ThreadPoolExecutor(max_workers=MAX_WAITING_BATCHES + 1, thread_name_prefix="encode"),
             worker=f"{socket.gethostname()}:{os.getpid()}",
             on_batch=self._count,
         )
-        self.load_seconds = time.perf_counter() - started
 
     @property
     def stages(self) -> Stages:

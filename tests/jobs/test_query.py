@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,7 @@ from click.testing import CliRunner
 import jobs.query
 from jobs.cli import cli
 from jobs.filter import filter_run
-from jobs.query import open_query, print_result, query
+from jobs.query import open_query, print_result, query, sql_type
 from jobs.run_dir import RunDir
 from schemas import layout
 from schemas.errors import QueryError, RunFolderError
@@ -34,6 +35,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("query") / "run"
     finished_run(path)
     return path
+
+
+def test_arrow_types_have_the_names_that_duckdb_would_give_them() -> None:
+    others = pa.schema([("list", pa.list_(pa.float32())), ("big", pa.uint64())])
+    for schema in (metadata_schema(["clip"]), images_schema(), others):
+        told = duckdb.from_arrow(schema.empty_table()).types
+        assert [duckdb.sql(f"select null::{sql_type(field.type)}").types[0] for field in schema] == told
 
 
 class Terminal(io.StringIO):
