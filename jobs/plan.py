@@ -1,7 +1,10 @@
 """``promptmill plan``: what a job would make, without a GPU and without writing anything."""
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from jobs.prepare import Prepared
 from pipeline.plan import batches, cut
@@ -29,7 +32,7 @@ class PlanSummary:
 
 def summarize(prepared: Prepared) -> PlanSummary:
     """Expand the whole job, streamed. Raises PromptError on a bad source."""
-    texts: set[int] = set()
+    texts = array("q")  # 8 bytes a prompt
     prompts = draws = shards = calls = 0
     examples: list[str] = []
     batch_size = prepared.config.sampling.batch_size
@@ -38,7 +41,7 @@ def summarize(prepared: Prepared) -> PlanSummary:
         nonlocal prompts
         for prompt in prepared.open_prompts():
             prompts += 1
-            texts.add(hash(prompt.text))
+            texts.append(hash(prompt.text))
             if len(examples) < 3:
                 examples.append(prompt.text)
             yield list(prepared.expand(prompt))
@@ -56,7 +59,7 @@ def summarize(prepared: Prepared) -> PlanSummary:
         num_shards=shards,
         num_batches=calls if batch_size != "auto" else None,
         padded_draws=calls * batch_size - draws if batch_size != "auto" else None,
-        repeated_prompts=prompts - len(texts),
+        repeated_prompts=prompts - len(np.unique(np.frombuffer(texts, dtype=np.int64))),
         width=first.width,
         height=first.height,
         model=prepared.model.name,

@@ -11,6 +11,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -81,6 +82,8 @@ class _Pool:
         self._lost_loading = 0
         self._loading: dict[Any, int] = {actor.load.remote(): number for number, actor in enumerate(self._actors)}
         self._running: dict[Any, tuple[int, Task]] = {}
+        self._in_flight: Counter[int] = Counter()
+        self._poll_at = 0.0
         self._ready: set[int] = set()
         self._refused: dict[int, Exception] = {}
         self._ask_again: dict[int, float] = {}
@@ -113,14 +116,13 @@ class _Pool:
 
     def _hand_out(self) -> None:
         """Give each ready actor its next shards; the least busy first."""
-        busy = {number: sum(owner == number for owner, _ in self._running.values()) for number in self._ready}
-        while self._queue and busy and not self._control.stop.is_set():
-            number = min(busy, key=lambda n: (busy[n], n))
-            if busy[number] >= SHARDS_AT_ONCE:
+        while self._queue and self._ready and not self._control.stop.is_set():
+            number = min(self._ready, key=lambda n: (self._in_flight[n], n))
+            if self._in_flight[number] >= SHARDS_AT_ONCE:
                 return
             task = self._queue.take()
             self._running[self._actors[number].run.remote(task.shard_id, task.is_last, task.carefully)] = (number, task)
-            busy[number] += 1
+            self._in_flight[number] += 1
 
     def _grow(self) -> None:
         """Use nodes that have joined, and those that could not load before. Actors of nodes that have left wait for room,
@@ -160,6 +162,7 @@ class _Pool:
 
     def _finished(self, ref: Any) -> ShardResult | None:
         number, task = self._running.pop(ref)
+        self._in_flight[number] -= 1
         try:
             result: ShardResult = ray.get(ref)
         except RayActorError as error:
@@ -201,7 +204,10 @@ class _Pool:
         self._queue.lost(task, why)
 
     def _poll_progress(self) -> None:
-        """Draws sampled so far by all actors, asked for without waiting."""
+        """Draws sampled so far by all actors, asked for now and then without waiting."""
+        if time.monotonic() < self._poll_at:
+            return
+        self._poll_at = time.monotonic() + POLL_SECONDS
         if self._polls:
             answered, _ = ray.wait(list(self._polls), num_returns=len(self._polls), timeout=0)
             for ref in answered:

@@ -159,27 +159,28 @@ def _run(
     resumed = run_dir.begin()
     if index is None:
         index = plan.write_plan(run_dir.store, prepared.open_prompts, prepared.expand, prepared.config.output.shard_size)
-    todo, done, problems = run_dir.settle(index)
+    found = run_dir.settle(index)
+    problems = found.problems
     if retry_failed and (again := reopen_failed(run_dir)):
         on_message(f"{again} failed draws are tried again")
-        todo, done, _ = run_dir.settle(index)
+        found = run_dir.settle(index)
     run_dir.log(
         "resume" if resumed else "start",
         draws=index.num_draws,
         shards=index.num_shards,
-        shards_done=len(done),
+        shards_done=found.shards_done,
         host=socket.gethostname(),
         pid=os.getpid(),
     )
     for problem in problems:
         run_dir.log("shard_damaged", found=problem)
         on_message(f"{problem}; the shard is made again")
-    tally.planned, tally.before = index.num_draws, sum(marker.draws for marker in done)
+    tally.planned, tally.before = index.num_draws, found.draws_done
     if resumed:
-        on_message(f"{run_dir.store.root}: {len(done)} of {index.num_shards} shards are done, going on with the rest")
+        on_message(f"{run_dir.store.root}: {found.shards_done} of {index.num_shards} shards are done, going on with the rest")
     tally.planned_now()
-    if todo:
-        _execute(run_dir, order, todo, tally, stop, on_tally, on_message)
+    if found.todo:
+        _execute(run_dir, order, found.todo, tally, stop, on_tally, on_message)
         run_dir.store.remove_leftovers()  # of workers that were killed while they wrote
     report = _report(run_dir, index, tally, stop.is_set())
     run_dir.log("drained" if report.stopped else "finish", **{k: v for k, v in asdict(report).items() if k not in ("root", "stages")})
@@ -257,8 +258,9 @@ def _executor(kind: str) -> Executor:
 
 
 def _report(run_dir: RunDir, index: PlanIndex, tally: Tally, stopped: bool) -> RunReport:
-    markers = run_dir.markers()
-    counts = {name: sum(getattr(marker, name) for marker in markers) for name in ("accepted", "rejected", "failed")}
+    counts = dict.fromkeys(("accepted", "rejected", "failed"), 0)
+    for _, marker in run_dir.each_marker():
+        counts = {name: count + (getattr(marker, name) if marker else 0) for name, count in counts.items()}
     return RunReport(
         root=run_dir.store.root,
         planned=index.num_draws,

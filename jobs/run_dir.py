@@ -1,6 +1,7 @@
 """A run folder: how it is started, taken up again, refused, and read. Needs neither torch nor Ray."""
 
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from schemas.records import Marker, PlanIndex, Shard
 from schemas.tables import SCHEMA_VERSION
 
 READERS = 16  # of commit markers, at a time
+MARKERS_AT_ONCE = 4096  # in memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +53,23 @@ class JobRecord:
         return {"schema": SCHEMA_VERSION, **_flat(config)}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """What a run still has to make, what is done of it, and what was wrong with shards that are made again."""
+
+    todo: list[int]
+    shards_done: int
+    draws_done: int
+    problems: list[str]
+
+
 class RunDir:
     """One run folder. Reading trusts only shards with a commit marker."""
 
     def __init__(self, store: Store, job: JobRecord) -> None:
         self.store = store
         self.job = job
+        self._plan = plan.PlanReader(store)
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -115,18 +128,20 @@ class RunDir:
         return index
 
     def read_shard(self, shard_id: int) -> Shard:
-        """One shard of the plan."""
-        return plan.read_shard(self.store, shard_id)
+        """One shard of the plan, which must be written by then."""
+        return self._plan.shard(shard_id)
 
     def markers(self) -> list[Marker]:
         """Commit markers by shard, those that cannot be read left out (their shards count as not done)."""
-        return sorted((marker for _, marker in self._read_markers() if marker), key=lambda marker: marker.shard_id)
+        return sorted((marker for _, marker in self.each_marker() if marker), key=lambda marker: marker.shard_id)
 
-    def _read_markers(self) -> list[tuple[str, Marker | None]]:
-        """In threads: an object store takes its time for each."""
+    def each_marker(self) -> Iterator[tuple[str, Marker | None]]:
+        """Commit markers one by one, with their names, None for one that cannot be read; a few are in memory at a time."""
         names = self.store.list(layout.DONE)
-        with ThreadPoolExecutor(READERS, thread_name_prefix="markers") as pool:
-            return list(zip(names, pool.map(self.marker, names), strict=True))
+        with ThreadPoolExecutor(READERS, thread_name_prefix="markers") as pool:  # an object store takes its time for each
+            for start in range(0, len(names), MARKERS_AT_ONCE):
+                part = names[start : start + MARKERS_AT_ONCE]
+                yield from zip(part, pool.map(self.marker, part), strict=True)
 
     def marker(self, name: str) -> Marker | None:
         """The commit marker in a file, None if it is not one."""
@@ -137,28 +152,30 @@ class RunDir:
             return None
         return marker if layout.shard_of(name) == marker.shard_id else None
 
-    def settle(self, index: PlanIndex) -> tuple[list[int], list[Marker], list[str]]:
-        """Shards still to make, the markers of those that are done, and what was wrong with others.
+    def settle(self, index: PlanIndex) -> Settled:
+        """Find out what is done.
 
         A shard is done if its marker belongs to the plan and both of its files are there in the committed size.
         What is not done loses its marker, and what a crash left behind is removed.
         """
         sizes = self.store.sizes(layout.METADATA) | self.store.sizes(layout.IMAGES)
-        done: list[Marker] = []
+        finished: set[int] = set()
+        draws_done = 0
         problems: list[str] = []
-        for name, marker in self._read_markers():
+        for name, marker in self.each_marker():
             problem = _problem(marker, index, sizes)
             if marker is not None and problem is None:
-                done.append(marker)
+                finished.add(marker.shard_id)
+                draws_done += marker.draws
             else:
                 problems.append(f"{name}: {problem}")
                 self.store.delete(name)
         self.store.remove_leftovers()
-        finished = {marker.shard_id for marker in done}
         for name in self.store.list(layout.PARTIAL):
             if layout.shard_of(name) in finished:
                 self.store.delete(name)
-        return [shard_id for shard_id in range(index.num_shards) if shard_id not in finished], done, problems
+        todo = [shard_id for shard_id in range(index.num_shards) if shard_id not in finished]
+        return Settled(todo=todo, shards_done=len(finished), draws_done=draws_done, problems=problems)
 
     def log(self, event: str, **facts: object) -> None:
         """Add one line to the run's event log."""

@@ -1,18 +1,16 @@
 """``promptmill status``: how far a run is, how fast, and what went wrong. Reads only; needs neither torch nor Ray.
 
-Counts come from the commit markers, reasons from the metadata table, speed and mishaps from the event log.
+Counts come from the commit markers, reasons too unless other rules judge the run, speed and mishaps from the event log.
 """
 
 import json
 import os
 import socket
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from heapq import nlargest
-from statistics import median
 
+from jobs.committed import Reason, SlowShard, read_committed
 from jobs.history import Done, History, Mishap, Session, WorkerSeen, read_history
 from jobs.judged import read_judged
 from jobs.query import query
@@ -20,23 +18,11 @@ from jobs.run_dir import RunDir
 from jobs.status_view import render
 from schemas import layout
 from schemas.errors import QueryError
-from schemas.records import Marker, PlanIndex
 
-__all__ = ["Reason", "Status", "WorkerStatus", "render", "status", "to_json"]
+__all__ = ["Reason", "SlowShard", "Status", "WorkerStatus", "render", "status", "to_json"]
 
 RECENT_SHARDS = 20
-SLOWEST = 5  # shards to name
-SLOW = 1.5  # times the median
 SILENT_SECONDS = 600  # without a sign of life, of a driver whose process cannot be asked
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reason:
-    """How many draws share a verdict; ``reason`` is null for accepted ones."""
-
-    status: str
-    reason: str | None
-    draws: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,16 +34,6 @@ class WorkerStatus:
     draws: int
     images_per_second: float | None
     lost: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlowShard:
-    """``seconds`` of work of one shard, its waits for the device left out; ``times_median`` compares it with the usual shard."""
-
-    shard_id: int
-    worker: str
-    seconds: float
-    times_median: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,22 +77,23 @@ class Status:
 def status(run_dir: RunDir, *, now: datetime | None = None) -> Status:
     """The state of a run, now. Raises RunFolderError if it was never planned."""
     index = run_dir.plan
-    markers = [marker for marker in run_dir.markers() if _planned(marker, index)]
+    done = read_committed(run_dir, index)
     history = _history(run_dir)
     latest = history.sessions[-1] if history.sessions else None
-    counts = {name: sum(getattr(marker, name) for marker in markers) for name in ("draws", "accepted", "rejected", "failed", "num_bytes")}
-    state = _state(len(markers) == index.num_shards, latest, now or datetime.now(UTC))
+    counts = {name: done.counts[name] for name in ("draws", "accepted", "rejected", "failed", "num_bytes")}
+    state = _state(done.shards == index.num_shards, latest, now or datetime.now(UTC))
     recent = _recent_rate(latest)
     left = index.num_draws - counts["draws"]
-    reasons, note = _reasons(run_dir) if markers else ((), None)
     judged = read_judged(run_dir.store) is not None
+    told = None if judged else done.reasons
+    reasons, note = _ask_for_reasons(run_dir) if told is None else (told, None)
     if judged and note is None:
         counts |= {name: sum(reason.draws for reason in reasons if reason.status == name) for name in ("accepted", "rejected", "failed")}
     return Status(
         root=run_dir.store.root,
         fingerprint=run_dir.job.fingerprint,
         state=state,
-        shards_done=len(markers),
+        shards_done=done.shards,
         shards_planned=index.num_shards,
         draws_done=counts.pop("draws"),
         draws_planned=index.num_draws,
@@ -128,9 +105,9 @@ def status(run_dir: RunDir, *, now: datetime | None = None) -> Status:
         images_per_second=_rate(history),
         recent_images_per_second=recent,
         eta_seconds=round(left / recent, 1) if state == "running" and recent else None,
-        stage_seconds=_stage_seconds(markers),
+        stage_seconds=done.rounded_stage_seconds(),
         workers=_workers(latest),
-        slowest=_slowest(markers),
+        slowest=done.slowest,
         mishaps=dict(history.mishaps),
         latest_mishaps=tuple(history.latest),
         note=note,
@@ -141,10 +118,6 @@ def status(run_dir: RunDir, *, now: datetime | None = None) -> Status:
 def to_json(found: Status) -> str:
     """All fields under their own names."""
     return json.dumps(asdict(found), ensure_ascii=False, indent=1)
-
-
-def _planned(marker: Marker, index: PlanIndex) -> bool:
-    return marker.shard_id < index.num_shards and index.shards[marker.shard_id] == marker.draws_sha256
 
 
 def _history(run_dir: RunDir) -> History:
@@ -171,7 +144,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _reasons(run_dir: RunDir) -> tuple[tuple[Reason, ...], str | None]:
+def _ask_for_reasons(run_dir: RunDir) -> tuple[tuple[Reason, ...], str | None]:
     sql = "select status, reason, count(*) as draws from metadata group by all order by status, draws desc, reason"
     try:
         return tuple(Reason(**row) for row in query([run_dir.store.root], sql).to_pylist()), None
@@ -194,29 +167,6 @@ def _recent_rate(latest: Session | None) -> float | None:
     since = latest.done[-many - 1].at if len(latest.done) > many else latest.ready_at
     seconds = (recent[-1].at - since).total_seconds()
     return round(sum(done.draws for done in recent) / seconds, 3) if seconds > 0 else None
-
-
-def _stage_seconds(markers: list[Marker]) -> dict[str, float]:
-    total: Counter[str] = Counter()
-    for marker in markers:
-        total.update(marker.seconds)
-    return {stage: round(seconds, 2) for stage, seconds in total.items()}
-
-
-def _slowest(markers: list[Marker]) -> tuple[SlowShard, ...]:
-    """Of the shards that took much longer than the median one."""
-    seconds = {marker.shard_id: sum(value for stage, value in marker.seconds.items() if stage != "wait") for marker in markers}
-    usual = median(seconds.values()) if seconds else 0.0
-    slow = [marker for marker in markers if seconds[marker.shard_id] >= SLOW * usual > 0]
-    return tuple(
-        SlowShard(
-            shard_id=marker.shard_id,
-            worker=marker.worker,
-            seconds=round(seconds[marker.shard_id], 2),
-            times_median=round(seconds[marker.shard_id] / usual, 2),
-        )
-        for marker in nlargest(SLOWEST, slow, key=lambda marker: seconds[marker.shard_id])
-    )
 
 
 def _workers(latest: Session | None) -> tuple[WorkerStatus, ...]:

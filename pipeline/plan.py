@@ -5,24 +5,22 @@ source extend it: only the last shard, if it was short, changes.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import islice
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.plan_files import PlanReader, draws_digest, read_index, read_shard, write_shards
 from pipeline.store import Store
 from schemas import layout
 from schemas.config import JobConfig, SamplingConfig
-from schemas.errors import PromptError, RunFolderError
+from schemas.errors import PromptError
 from schemas.modes import ROLES, STRENGTH
 from schemas.records import Draw, PlanIndex, Prompt, Shard
 from schemas.seeds import noise_seed
-from schemas.tables import draw_from_row, draw_row, plan_schema
+
+__all__ = ["PlanReader", "batches", "cut", "draws_digest", "expand", "read_index", "read_shard", "survey", "write_plan"]
 
 OpenPrompts = Callable[[], Iterator[Prompt]]
 ExpandPrompt = Callable[[Prompt], Iterator[Draw]]
@@ -108,11 +106,6 @@ def batches(draws: Sequence[Draw], batch_size: int) -> list[tuple[Draw, ...]]:
     return [tuple(group[i : i + batch_size]) for group in groups.values() for i in range(0, len(group), batch_size)]
 
 
-def draws_digest(draws: Iterable[Draw]) -> str:
-    """16 hexadecimal digits over the sample ids of a shard; ties a commit marker to its plan."""
-    return hashlib.sha256("\n".join(draw.sample_id for draw in draws).encode()).hexdigest()[:16]
-
-
 def survey(store: Store, open_prompts: OpenPrompts) -> PlanIndex | None:
     """Read all prompts once and write nothing: the old plan if it still holds, None if one must be written.
 
@@ -143,42 +136,10 @@ def write_plan(store: Store, open_prompts: OpenPrompts, expand_prompt: ExpandPro
                     store.put(layout.input_file(image.sha256), image.data)
             yield list(expand_prompt(prompt))
 
-    shards = _as_tables(cut(draws_of_prompts(), shard_size))
-    digests: list[str] = []
-    num_draws = 0
-    while part := list(islice(shards, layout.SHARDS_PER_PLAN_FILE)):
-        store.put(layout.plan_file(len(digests)), _plan_bytes([table for _, table in part]))
-        num_draws += sum(table.num_rows for _, table in part)
-        digests += [shard_digest for shard_digest, _ in part]
+    digests, num_draws = write_shards(store, cut(draws_of_prompts(), shard_size))
     index = PlanIndex(num_prompts=digest.count, num_draws=num_draws, prompts_sha256=digest.hexdigest(), shards=tuple(digests))
     store.put(layout.PLAN_INDEX, json.dumps(asdict(index)).encode())
     return index
-
-
-def read_index(store: Store) -> PlanIndex | None:
-    """The plan's index, None if nothing was planned yet."""
-    try:
-        fields = json.loads(store.get(layout.PLAN_INDEX))
-        return PlanIndex(**fields | {"shards": tuple(fields["shards"])})
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError):
-        raise RunFolderError(
-            f"{store.root}/{layout.PLAN_INDEX}: is damaged; delete it and run the same command again, it is made anew"
-        ) from None
-
-
-def read_shard(store: Store, shard_id: int) -> Shard:
-    """One shard of the plan."""
-    name = layout.plan_file(shard_id)
-    try:
-        with pq.ParquetFile(pa.BufferReader(store.get(name))) as file:
-            rows = file.read_row_group(shard_id % layout.SHARDS_PER_PLAN_FILE).to_pylist()
-    except (pa.ArrowInvalid, OSError, IndexError) as error:
-        raise RunFolderError(
-            f"{store.root}/{name}: shard {shard_id} cannot be read ({error}); delete {layout.PLAN_INDEX} and run the same command again"
-        ) from None
-    return Shard(shard_id=shard_id, draws=tuple(draw_from_row(row) for row in rows))
 
 
 class _PromptDigest:
@@ -214,7 +175,8 @@ def _id_digest(prompt: Prompt) -> int:
 def _difference(old: PlanIndex, open_prompts: OpenPrompts, store: Store) -> str:
     """Where the prompts first differ from those that were planned."""
     remedy = "prompts may only be appended to a started run; put the old ones back, or choose another --out"
-    planned = (draw for shard_id in range(len(old.shards)) for draw in read_shard(store, shard_id).draws if draw.draw_index == 0)
+    reader = PlanReader(store)
+    planned = (draw for shard_id in range(old.num_shards) for draw in reader.shard(shard_id).draws if draw.draw_index == 0)
     found = 0
     for prompt, draw in zip(open_prompts(), planned, strict=False):
         if (prompt.id, prompt.text, prompt.label, dict(prompt.tags)) != (draw.prompt_id, draw.prompt, draw.label, dict(draw.tags)):
@@ -231,21 +193,6 @@ def _difference(old: PlanIndex, open_prompts: OpenPrompts, store: Store) -> str:
 
 def _shown(prompt_id: str, text: str) -> str:
     return f"{prompt_id} {text[:40] + '…' if len(text) > 40 else text!r}"
-
-
-def _as_tables(shards: Iterator[Shard]) -> Iterator[tuple[str, pa.Table]]:
-    for shard in shards:
-        rows = [draw_row(draw, shard.shard_id) for draw in shard.draws]
-        yield draws_digest(shard.draws), pa.Table.from_pylist(rows, plan_schema())
-
-
-def _plan_bytes(tables: Sequence[pa.Table]) -> bytes:
-    """One row group per shard."""
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, plan_schema(), compression="zstd") as writer:
-        for table in tables:
-            writer.write_table(table, row_group_size=max(1, table.num_rows))
-    return sink.getvalue()
 
 
 def _refuse_repeated_ids(digest: _PromptDigest, open_prompts: OpenPrompts) -> None:

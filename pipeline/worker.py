@@ -68,6 +68,7 @@ class ShardWorker:
             worker=f"{socket.gethostname()}:{os.getpid()}",
             on_batch=self._count,
         )
+        self._plan = plan.PlanReader(self._stages.store)
 
     @property
     def stages(self) -> Stages:
@@ -77,7 +78,7 @@ class ShardWorker:
     def run(self, shard_id: int, *, keep_failures: bool = True, carefully: bool = False) -> ShardResult:
         """Make and commit one shard of the plan; carefully if a worker died over it."""
         store = self._stages.store
-        shard = plan.read_shard(store, shard_id)
+        shard = self._plan.shard(shard_id)
         carefully = carefully or store.exists(layout.suspects_file(shard_id))
         return run_shard(shard, self._stages, stop=self._stop.is_set, keep_failures=keep_failures or carefully, carefully=carefully)
 

@@ -7,6 +7,7 @@ readers ignore and a resume makes again.
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -62,6 +63,7 @@ def commit_shard(
     store.put(layout.metadata_file(shard.shard_id), metadata)
     _dead_letters(store, shard.shard_id, outcomes)
     counts = {status: sum(verdict.status is status for verdict in verdicts) for status in Status}
+    reasons = Counter(f"{verdict.status} {verdict.reason}" for verdict in verdicts if verdict.status is not Status.ACCEPTED)
     marker = Marker(
         shard_id=shard.shard_id,
         draws=len(verdicts),
@@ -76,6 +78,7 @@ def commit_shard(
         worker=worker,
         usage={name: round(value, 6) for name, value in (usage or {}).items()},
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        reasons=dict(sorted(reasons.items())),
     )
     store.put(layout.done_file(shard.shard_id), json.dumps(asdict(marker), indent=1).encode())
     store.delete(layout.partial_file(shard.shard_id))

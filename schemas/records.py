@@ -84,7 +84,7 @@ class Draw:
     def identity(self) -> dict[str, object]:
         """All fields that decide the image; label and tags do not. A draw without what came later keeps its id."""
         later = () if self.guidance_rescale else ("guidance_rescale",)
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("label", "tags", *later)}
+        return {name: getattr(self, name) for name in _IDENTITY if name not in later}
 
     @property
     def sample_id(self) -> str:
@@ -96,6 +96,9 @@ class Draw:
         """Draws that share it can go through the sampler in one batch."""
         how = (self.mode, self.loras, self.scheduler, self.steps, self.guidance_scale, self.width, self.height)
         return (*how, self.guidance_rescale, self.strength, self.control_scale, self.input_transform)
+
+
+_IDENTITY = tuple(field.name for field in fields(Draw) if field.name not in ("label", "tags"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +196,8 @@ class Marker:
     """``done/00017.json``: the commit marker of a shard, and the only place for what varies between runs.
 
     ``draws_sha256`` ties it to the plan; ``finished_at`` is UTC, ISO 8601. ``usage`` is what an endpoint counted
-    (requests, images, cost); it covers all that this worker did for the shard, not what an earlier one did.
+    (requests, images, cost); it covers all that this worker did for the shard, not what an earlier one did. ``reasons``
+    counts draws by status and reason (``rejected clip_below``), those that were accepted left out.
     """
 
     shard_id: int
@@ -209,3 +213,4 @@ class Marker:
     worker: str
     finished_at: str
     usage: Mapping[str, float] = field(default_factory=dict)
+    reasons: Mapping[str, int] = field(default_factory=dict)

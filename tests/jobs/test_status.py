@@ -182,9 +182,25 @@ def test_markers_of_another_plan_are_not_counted(tmp_path: Path):
     assert status(run).shards_done == 3
 
 
+def without_reasons(run: RunDir, shard_id: int) -> None:
+    """The marker of a shard as earlier versions wrote it."""
+    raw = json.loads(run.store.get(layout.done_file(shard_id)))
+    run.store.put(layout.done_file(shard_id), json.dumps({key: value for key, value in raw.items() if key != "reasons"}).encode())
+
+
+def test_reasons_are_asked_of_the_table_where_a_marker_does_not_tell(tmp_path: Path):
+    run = finished_run(tmp_path / "run")
+    told = status(run)
+    for shard_id in range(4):
+        without_reasons(run, shard_id)
+    assert status(run) == told
+
+
 def test_a_damaged_table_is_a_note_not_a_failure(tmp_path: Path):
     run = finished_run(tmp_path / "run")
     run.store.put(layout.metadata_file(2), b"not parquet")
+    assert status(run).note is None, "the markers tell all"
+    without_reasons(run, 2)
     found = status(run)
     assert found.reasons == ()
     assert found.note is not None
