@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,17 @@ def test_planning_streams(tmp_path: Path) -> None:
 
     assert peak(20_000) < 2 * peak(2_000)
     assert store.list("plan") == []
+
+
+def test_a_reader_of_the_plan_gives_every_shard_to_any_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "SHARDS_PER_PLAN_FILE", 3)
+    store = LocalStore(tmp_path)
+    index = write(store, prompts(40))
+    opened: list[str] = []
+    get = store.get
+    monkeypatch.setattr(store, "get", lambda name: (opened.append(name), get(name))[1])
+    reader = plan.PlanReader(store)
+    assert [plan.draws_digest(reader.shard(n).draws) for n in range(index.num_shards)] == list(index.shards)
+    assert opened == [layout.plan_file(n) for n in range(0, index.num_shards, 3)], "each file is read once"
+    with ThreadPoolExecutor(4) as pool:
+        assert [plan.draws_digest(shard.draws) for shard in pool.map(reader.shard, range(index.num_shards))] == list(index.shards)
