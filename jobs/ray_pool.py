@@ -21,6 +21,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from jobs.actor import Actor
 from jobs.actor_layout import Layout, layout
 from jobs.executor import POLL_SECONDS, Control, Task, TaskQueue
+from jobs.ray_metrics import Metrics
 from pipeline.worker import SHARDS_AT_ONCE, WorkOrder
 from schemas.config import ExecutorConfig
 from schemas.errors import ConfigError, ModelError, ShardError, UserError
@@ -47,7 +48,8 @@ def run_on_ray(order: WorkOrder, shard_ids: Sequence[int], control: Control) -> 
     with tempfile.TemporaryDirectory(prefix="promptmill-") as empty:
         _connect(control.config.address, empty)
         try:
-            yield from _Pool(order, shard_ids, control).results()
+            metrics = Metrics(order.root)
+            yield from metrics.counted(_Pool(order, shard_ids, metrics.listening(control)).results())
         finally:
             ray.shutdown()
 
