@@ -40,9 +40,12 @@ def test_draws_seconds_mishaps_and_workers_are_scraped(tmp_path: Path, monkeypat
     texts = ["fine", "RAISE", "NAN", "BLANK", *(f"picture {n}" for n in range(8)), f"EXIT {tmp_path / 'died'}"]
     found: dict[tuple[str, str], float] = {}
 
+    def counted() -> float:
+        return sum(value for (name, _), value in found.items() if name == "draws_total")
+
     def on_tally(tally: Tally) -> None:
         deadline = time.monotonic() + 60
-        while tally.committed == 26 and sum(n for (name, _), n in found.items() if name == "draws_total") < 26 and time.monotonic() < deadline:
+        while tally.committed == 26 and counted() < 26 and time.monotonic() < deadline:
             time.sleep(0.5)
             found.update(scrape(tmp_path / "run"))
 
