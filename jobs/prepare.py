@@ -45,8 +45,8 @@ class Prepared:
                     check_sampling(self.model, setting, f"prompt {prompt.id}: ")
             yield prompt
 
-    def expand(self, prompt: Prompt) -> Iterator[Draw]:
-        """The draws of one prompt."""
+    def expand(self, prompt: Prompt, numbers: range | None = None) -> Iterator[Draw]:
+        """The draws of one prompt: the first ones, or those of the given numbers."""
         card = self.model
         return expand(
             prompt,
@@ -56,6 +56,7 @@ class Prepared:
             revision=card.revision + self.config.model.compute.seen,
             loras=tuple(lora.label for lora in card.addons.loras),
             input_scale=card.input_scale,
+            numbers=numbers,
         )
 
     def settings(self, prompt: Prompt) -> list[SamplingConfig]:

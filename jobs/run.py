@@ -17,6 +17,7 @@ from jobs.judged import read_judged
 from jobs.lease import hold
 from jobs.prepare import Prepared
 from jobs.retry import reopen_failed
+from jobs.rounds import next_round
 from jobs.run_dir import RunDir
 from pipeline import plan
 from pipeline.worker import WorkOrder
@@ -179,9 +180,20 @@ def _run(
     if resumed:
         on_message(f"{run_dir.store.root}: {found.shards_done} of {index.num_shards} shards are done, going on with the rest")
     tally.planned_now()
-    if found.todo:
-        _execute(run_dir, order, found.todo, tally, stop, on_tally, on_message)
-        run_dir.store.remove_leftovers()  # of workers that were killed while they wrote
+    todo = found.todo
+    while True:
+        if todo:
+            _execute(run_dir, order, todo, tally, stop, on_tally, on_message)
+            run_dir.store.remove_leftovers()  # of workers that were killed while they wrote
+        is_whole = tally.before + tally.committed == index.num_draws
+        longer = next_round(run_dir, index, prepared, on_message) if is_whole else None
+        if longer is None:
+            break
+        run_dir.log("round", number=longer.rounds, draws=longer.num_draws - index.num_draws)
+        todo, index = list(range(index.num_shards, longer.num_shards)), longer
+        tally.planned, tally.workers = index.num_draws, 0
+        if stop.is_set():
+            break
     report = _report(run_dir, index, tally, stop.is_set())
     run_dir.log("drained" if report.stopped else "finish", **{k: v for k, v in asdict(report).items() if k not in ("root", "stages")})
     return report

@@ -7,7 +7,8 @@ source extend it: only the last shard, if it was short, changes.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import chain
 
 import numpy as np
 
@@ -35,20 +36,22 @@ def expand(
     revision: str,
     loras: tuple[str, ...] = (),
     input_scale: int = 1,
+    numbers: range | None = None,
 ) -> Iterator[Draw]:
     """The draws of one prompt. The settings of a sweep start from the same noise, so that they can be compared.
 
     ``settings`` name their width and height; ``input_scale`` is how much larger these are than the init image;
-    ``loras`` are the model's, as name@scale.
+    ``loras`` are the model's, as name@scale; ``numbers`` those of the draws of each setting, the first ones if not given.
     """
     each = config.prompts.draws_per_prompt
+    wanted = list(range(each) if numbers is None else numbers)
     sha256 = {role: image.sha256 for role, image in prompt.images.items()}
-    for index, sampling in enumerate(setting for setting in settings for _ in range(each)):
+    for place, sampling, number in ((place, sampling, number) for place, sampling in enumerate(settings) for number in wanted):
         assert sampling.width is not None
         assert sampling.height is not None
         yield Draw(
             prompt_id=prompt.id,
-            draw_index=index,
+            draw_index=place * each + number,
             prompt=prompt.text,
             negative_prompt=sampling.negative_prompt if prompt.negative is None else prompt.negative,
             label=prompt.label,
@@ -64,7 +67,7 @@ def expand(
             strength=sampling.strength or STRENGTH.get(sampling.mode),
             width=sampling.width,
             height=sampling.height,
-            seed=noise_seed(config.seed, prompt.id, index % each),
+            seed=noise_seed(config.seed, prompt.id, number),
             dtype=config.model.dtype,
             init_sha256=sha256.get("init"),
             mask_sha256=sha256.get("mask"),
@@ -83,9 +86,9 @@ def _input_transform(sampling: SamplingConfig, input_scale: int) -> str | None:
     return f"downscale {input_scale}" if input_scale > 1 else None
 
 
-def cut(draws_of_prompts: Iterable[Sequence[Draw]], shard_size: int) -> Iterator[Shard]:
-    """Shards of at most ``shard_size`` draws. A prompt is kept whole unless it alone is larger than a shard."""
-    shard_id, pending = 0, []
+def cut(draws_of_prompts: Iterable[Sequence[Draw]], shard_size: int, *, first: int = 0) -> Iterator[Shard]:
+    """Shards of at most ``shard_size`` draws, numbered from ``first``. A prompt is kept whole unless it alone is larger than a shard."""
+    shard_id, pending = first, []
     for draws in draws_of_prompts:
         if pending and len(draws) <= shard_size < len(pending) + len(draws):
             yield Shard(shard_id=shard_id, draws=tuple(pending))
@@ -121,6 +124,11 @@ def survey(store: Store, open_prompts: OpenPrompts) -> PlanIndex | None:
     if old is not None and digest.count <= old.num_prompts and digest.hexdigest() != old.prompts_sha256:
         raise PromptError(_difference(old, open_prompts, store))
     _refuse_repeated_ids(digest, open_prompts)
+    if old is not None and old.rounds > 1 and digest.count > old.num_prompts:
+        raise PromptError(
+            f"{store.root}: further draws were planned for prompts.until_accepted, so prompts can no longer be appended;"
+            " take them out, or choose another --out"
+        )
     return old if old is not None and digest.count == old.num_prompts else None
 
 
@@ -140,6 +148,22 @@ def write_plan(store: Store, open_prompts: OpenPrompts, expand_prompt: ExpandPro
     index = PlanIndex(num_prompts=digest.count, num_draws=num_draws, prompts_sha256=digest.hexdigest(), shards=tuple(digests))
     store.put(layout.PLAN_INDEX, json.dumps(asdict(index)).encode())
     return index
+
+
+def add_round(store: Store, index: PlanIndex, open_prompts: OpenPrompts, more: ExpandPrompt, shard_size: int) -> PlanIndex:
+    """Add the draws that ``more`` gives of each prompt at the end of a plan, in shards of their own. The index is written last."""
+    draws_of_prompts = (draws for prompt in open_prompts() if (draws := list(more(prompt))))
+    in_last_file, reader = index.num_shards % layout.SHARDS_PER_PLAN_FILE, PlanReader(store)
+    old = [reader.shard(shard_id) for shard_id in range(index.num_shards - in_last_file, index.num_shards)]
+    digests, num_draws = write_shards(store, chain(old, cut(draws_of_prompts, shard_size, first=index.num_shards)))
+    longer = replace(
+        index,
+        num_draws=index.num_draws + num_draws - sum(len(shard.draws) for shard in old),
+        shards=index.shards + tuple(digests[in_last_file:]),
+        rounds=index.rounds + 1,
+    )
+    store.put(layout.PLAN_INDEX, json.dumps(asdict(longer)).encode())
+    return longer
 
 
 class _PromptDigest:

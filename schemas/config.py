@@ -76,6 +76,10 @@ class PromptsConfig(Section):
         default_factory=list, description="further folders that input images may lie in; always allowed is the prompt file's own"
     )
     draws_per_prompt: int = Field(default=1, ge=1, description="images to make of each prompt, each with its own seed")
+    until_accepted: int | None = Field(
+        default=None, ge=1, description="draw further seeds, draws_per_prompt at a time, until so many images of a prompt are accepted"
+    )
+    max_draws_per_prompt: int | None = Field(default=None, ge=1, description="for until_accepted: draws after which a prompt is given up")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -91,6 +95,10 @@ class PromptsConfig(Section):
             raise ValueError(f"variables: {empty[0]!r} has no values; write at least one")
         if self.per_label is not None and (self.label is None or self.sample is not None):
             raise ValueError("'per_label' needs 'label', and excludes 'sample'")
+        if (self.until_accepted is None) != (self.max_draws_per_prompt is None):
+            raise ValueError("'until_accepted' and 'max_draws_per_prompt' belong together; give both or neither")
+        if self.until_accepted is not None and not self.until_accepted <= (self.max_draws_per_prompt or 0) >= self.draws_per_prompt:
+            raise ValueError("'max_draws_per_prompt' must be at least 'until_accepted' and 'draws_per_prompt'")
         return self
 
 
@@ -494,6 +502,10 @@ class JobConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.prompts.until_accepted is not None and (self.sampling.sweep or self.filter.best_of_prompt):
+            raise ValueError(
+                "prompts.until_accepted: cannot be had together with sampling.sweep or filter.best_of_prompt; take one of them out"
+            )
         if (self.sampling.mode == "control") != (self.model.controlnet is not None):
             raise ValueError("sampling.mode: control and model.controlnet belong together; give both or neither")
         for name in self.scorers:

@@ -178,12 +178,16 @@ class ShardResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanIndex:
-    """``plan/plan.json``: counts of the plan, a digest of its prompts, and one of each shard's draws."""
+    """``plan/plan.json``: counts of the plan, a digest of its prompts, and one of each shard's draws.
+
+    ``rounds`` is 1 unless further draws were added, for prompts with too few accepted images.
+    """
 
     num_prompts: int
     num_draws: int
     prompts_sha256: str
     shards: tuple[str, ...]
+    rounds: int = 1
 
     @property
     def num_shards(self) -> int:
