@@ -14,11 +14,12 @@ from schemas.records import Draw
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSummary:
     """Counts of a plan; sizes in pixels. ``repeated_prompts`` counts prompts whose text an earlier one has.
-    Batches are not known, None, while ``sampling.batch_size`` is auto.
+    Batches are not known, None, while ``sampling.batch_size`` is auto. ``max_draws`` is what ``prompts.until_accepted`` may lead to.
     """
 
     num_prompts: int
     num_draws: int
+    max_draws: int | None
     num_shards: int
     num_batches: int | None
     padded_draws: int | None
@@ -56,6 +57,7 @@ def summarize(prepared: Prepared) -> PlanSummary:
     return PlanSummary(
         num_prompts=prompts,
         num_draws=draws,
+        max_draws=prompts * most if (most := prepared.config.prompts.max_draws_per_prompt) else None,
         num_shards=shards,
         num_batches=calls if batch_size != "auto" else None,
         padded_draws=calls * batch_size - draws if batch_size != "auto" else None,

@@ -5,15 +5,18 @@ configuration, so the dataset is, too: a run that was killed plans the same roun
 """
 
 import io
-from collections.abc import Callable
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.prepare import Prepared
 from jobs.run_dir import RunDir
 from pipeline.plan import add_round
 from schemas import layout
-from schemas.records import PlanIndex
+from schemas.records import Draw, PlanIndex, Prompt
 
 
 def next_round(run_dir: RunDir, index: PlanIndex, prepared: Prepared, on_message: Callable[[str], None]) -> PlanIndex | None:
@@ -22,35 +25,42 @@ def next_round(run_dir: RunDir, index: PlanIndex, prepared: Prepared, on_message
     if wanted is None or most is None:
         return None
     made, accepted = _counts(run_dir, index)
-    lacking = {prompt_id: draws for prompt_id, draws in made.items() if accepted.get(prompt_id, 0) < wanted}
-    open_ones = {prompt_id: draws for prompt_id, draws in lacking.items() if draws < most}
-    if not open_ones:
+    lacking = {prompt_id: draws for prompt_id, draws in made.items() if accepted[prompt_id] < wanted}
+    more = {
+        prompt_id: range(draws, draws + further(draws, accepted[prompt_id], wanted=wanted, most=most))
+        for prompt_id, draws in lacking.items()
+        if draws < most
+    }
+    if not more:
         if lacking:
             on_message(f"{len(lacking)} of {len(made)} prompts have fewer than {wanted} accepted images after all of their {most} draws")
         return None
-    each, size = prepared.config.prompts.draws_per_prompt, prepared.config.output.shard_size
-    longer = add_round(
-        run_dir.store,
-        index,
-        prepared.open_prompts,
-        lambda prompt: prepared.expand(prompt, range(start, min(start + each, most))) if (start := open_ones.get(prompt.id)) else iter(()),
-        size,
-    )
+
+    def expand(prompt: Prompt) -> Iterator[Draw]:
+        return prepared.expand(prompt, more[prompt.id]) if prompt.id in more else iter(())
+
+    longer = add_round(run_dir.store, index, prepared.open_prompts, expand, prepared.config.output.shard_size)
     on_message(
-        f"round {longer.rounds}: {longer.num_draws - index.num_draws} draws of {len(open_ones)} prompts"
+        f"round {longer.rounds}: {longer.num_draws - index.num_draws} draws of {len(more)} prompts"
         f" that have fewer than {wanted} accepted images"
     )
     return longer
 
 
-def _counts(run_dir: RunDir, index: PlanIndex) -> tuple[dict[str, int], dict[str, int]]:
+def further(made: int, accepted: int, *, wanted: int, most: int) -> int:
+    """Draws that a prompt gets in the next round: as many as its share of accepted images suggests that it needs (Laplace's rule
+    of succession), but no more than it had so far, nor than ``most`` in all.
+    """
+    needed = math.ceil((wanted - accepted) * (made + 2) / (accepted + 1))
+    return min(needed, made, most - made)
+
+
+def _counts(run_dir: RunDir, index: PlanIndex) -> tuple[Counter[str], Counter[str]]:
     """Draws made, and images accepted, of each prompt."""
-    made: dict[str, int] = {}
-    accepted: dict[str, int] = {}
+    made: Counter[str] = Counter()
+    accepted: Counter[str] = Counter()
     for shard_id in range(index.num_shards):
         table = pq.read_table(io.BytesIO(run_dir.store.get(layout.metadata_file(shard_id))), columns=["prompt_id", "status"])
-        for prompt_id, status in zip(table["prompt_id"].to_pylist(), table["status"].to_pylist(), strict=True):
-            made[prompt_id] = made.get(prompt_id, 0) + 1
-            if status == "accepted":
-                accepted[prompt_id] = accepted.get(prompt_id, 0) + 1
+        made.update(table["prompt_id"].to_pylist())
+        accepted.update(table.filter(pc.field("status") == "accepted")["prompt_id"].to_pylist())
     return made, accepted

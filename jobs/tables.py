@@ -30,6 +30,8 @@ def plan_table(plan: PlanSummary) -> RenderableType:
     table = _facts()
     table.add_row("model", f"{plan.model} @ {plan.revision}")
     table.add_row("images", f"{plan.num_draws:,} of {plan.num_prompts:,} prompts, {plan.width} x {plan.height} px")
+    if plan.max_draws:
+        table.add_row("", f"then more where too few are accepted, at most {plan.max_draws:,} in all")
     batches = "batches of a size that the run chooses"
     if plan.num_batches is not None:
         batches = f"{plan.num_batches:,} batches ({plan.padded_draws:,} places filled up)"

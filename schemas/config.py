@@ -77,7 +77,7 @@ class PromptsConfig(Section):
     )
     draws_per_prompt: int = Field(default=1, ge=1, description="images to make of each prompt, each with its own seed")
     until_accepted: int | None = Field(
-        default=None, ge=1, description="draw further seeds, draws_per_prompt at a time, until so many images of a prompt are accepted"
+        default=None, ge=1, description="draw further seeds of a prompt until so many of its images are accepted; see docs/curation.md"
     )
     max_draws_per_prompt: int | None = Field(default=None, ge=1, description="for until_accepted: draws after which a prompt is given up")
 
