@@ -73,7 +73,7 @@ def test_the_draws_are_those_of_a_run_that_makes_all_of_them(whole: Path, tmp_pa
 @pytest.mark.parametrize("executor", [LOCAL, pytest.param(RAY2, marks=pytest.mark.slow)], ids=["local", "ray"])
 def test_a_run_that_was_stopped_anywhere_ends_with_the_same_bytes(whole: Path, tmp_path: Path, executor: dict) -> None:
     shards = sorted((whole / "done").iterdir())
-    for number in (0, 3, len(shards) - 1):
+    for number in (0, 3, len(shards) - 1) if executor == LOCAL else (len(shards) - 1,):
         run = tmp_path / f"run{number}"
         shutil.copytree(whole, run)
         if number < len(shards) - 1:  # as if it had been killed before any round but the first was planned
