@@ -9,16 +9,22 @@ from dataclasses import dataclass
 from schemas.config import ExecutorConfig
 from schemas.errors import ConfigError
 
-Resources = Mapping[str, float]  # of one node: "GPU", "CPU"
+Resources = Mapping[str, float]  # of one node: "GPU", "CPU", "memory" in bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """``room`` is how many actors fit now; each asks for ``num_gpus`` and ``num_cpus``."""
+    """``room`` is how many actors fit now; each asks for ``num_gpus``, ``num_cpus`` and ``memory`` bytes."""
 
     room: int
     num_gpus: float
     num_cpus: float
+    memory: int = 0
+
+    @property
+    def share(self) -> dict[str, float]:
+        """What one actor asks Ray for."""
+        return {"num_gpus": self.num_gpus, "num_cpus": self.num_cpus} | ({"memory": self.memory} if self.memory else {})
 
     def count(self, config: ExecutorConfig, num_shards: int) -> int:
         """Actors to start. On a named cluster a number that is asked for is not cut down to the room: actors that wait are
@@ -45,11 +51,16 @@ def layout(nodes: Sequence[Resources], config: ExecutorConfig, cpu_threads: int)
         cores = max(node.get("CPU", 0.0) for node in with_gpus)
         beside = " that has the GPUs" if num_gpus else ""
         raise ConfigError(f"model.cpu_threads: an actor needs {cpu_threads} CPU cores, the largest node{beside} has {cores:g}; lower it")
-    room = [_room(node, num_gpus, cpu_threads) for node in fitting]
-    cpus_of_one = min(node["CPU"] / count for node, count in zip(fitting, room, strict=True))
-    return Layout(room=sum(room), num_gpus=num_gpus, num_cpus=min(cpu_threads, cpus_of_one))
+    memory = int((config.memory_gb or 0) * 1e9)
+    room = {number: _room(node, num_gpus, cpu_threads, memory) for number, node in enumerate(fitting)}
+    if not any(room.values()):
+        most = max(node.get("memory", 0.0) for node in fitting) / 1e9
+        raise ConfigError(f"executor.memory_gb: an actor needs {config.memory_gb:g} GB, the largest node has {most:.1f}; lower it")
+    cpus_of_one = min(fitting[number]["CPU"] / count for number, count in room.items() if count)
+    return Layout(room=sum(room.values()), num_gpus=num_gpus, num_cpus=min(cpu_threads, cpus_of_one), memory=memory)
 
 
-def _room(node: Resources, num_gpus: float, cpu_threads: int) -> int:
+def _room(node: Resources, num_gpus: float, cpu_threads: int, memory: int) -> int:
     """GPUs decide where there are some: an actor on a GPU waits for it most of the time, and shares the cores with the others."""
-    return int(node["GPU"] / num_gpus + 1e-6) if num_gpus else int(node["CPU"] // cpu_threads)
+    room = int(node["GPU"] / num_gpus + 1e-6) if num_gpus else int(node["CPU"] // cpu_threads)
+    return min(room, int(node.get("memory", 0.0) // memory)) if memory else room

@@ -59,8 +59,7 @@ def call_on_ray(config: ExecutorConfig, cpu_threads: int, function: Callable[...
     with tempfile.TemporaryDirectory(prefix="promptmill-") as empty:
         _connect(config.address, empty)
         try:
-            share = _layout(config, cpu_threads)
-            remote: Any = ray.remote(function).options(max_retries=0, num_gpus=share.num_gpus, num_cpus=share.num_cpus)
+            remote: Any = ray.remote(function).options(max_retries=0, **_layout(config, cpu_threads).share)
             return ray.get(remote.remote(*args))
         except RayTaskError as error:
             raise _cause(error) from None
@@ -77,8 +76,7 @@ class _Pool:
         self._num_shards = len(shard_ids)
         first = _layout(control.config, control.cpu_threads)
         self._config = control.config.model_copy(update={"gpus_per_actor": first.num_gpus})  # whatever nodes join later
-        options = {"num_gpus": first.num_gpus, "num_cpus": first.num_cpus}
-        remote: Any = ray.remote(Actor).options(max_restarts=-1, max_task_retries=0, max_concurrency=SHARDS_AT_ONCE + 2, **options)
+        remote: Any = ray.remote(Actor).options(max_restarts=-1, max_task_retries=0, max_concurrency=SHARDS_AT_ONCE + 2, **first.share)
         self._new_actor: Callable[[], Any] = lambda: remote.remote(order)
         self._actors = [self._new_actor() for _ in range(first.count(control.config, self._num_shards))]
         self._lost_loading = 0

@@ -471,6 +471,9 @@ class ExecutorConfig(Section):
         default=None, ge=1, description="workers; one per GPU, or per cpu_threads CPU cores, if not given, and more as nodes join"
     )
     gpus_per_actor: float | None = Field(default=None, ge=0, description="1 where the cluster has GPUs, else 0, if not given")
+    memory_gb: float | None = Field(
+        default=None, gt=0, description="main memory that each worker is given on its node, in 10^9 bytes; without it, it is not counted"
+    )
     max_attempts: int = Field(default=3, ge=1, description="tries at a shard whose worker dies, before it is left for a later run")
     batch_seconds: float | None = Field(
         default=1800, gt=0, description="a Ray worker that takes longer for one batch is killed, and the shard tried elsewhere; null: never"

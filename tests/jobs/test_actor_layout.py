@@ -32,8 +32,20 @@ def test_room_is_counted_node_by_node(nodes: list, settings: dict, threads: int,
 
 
 @pytest.mark.parametrize(
+    ("memory_gb", "room", "cpus"),
+    [(None, 2 + 8, 1.0), (1.0, 2 + 8, 1.0), (30.0, 1 + 3, 1.0), (50.0, 2, 1.0)],
+)
+def test_memory_counts_where_it_is_asked_for(memory_gb: float | None, room: int, cpus: float) -> None:
+    nodes = [{"CPU": 4.0, "GPU": 2.0, "memory": 40e9}, {"CPU": 8.0, "GPU": 8.0, "memory": 100e9}]
+    found = layout(nodes, executor(memory_gb=memory_gb), 1)
+    assert (found.room, found.num_cpus) == (room, cpus)
+    assert found.share == {"num_gpus": 1.0, "num_cpus": 1.0} | ({} if memory_gb is None else {"memory": int(memory_gb * 1e9)})
+
+
+@pytest.mark.parametrize(
     ("nodes", "settings", "threads", "message"),
     [
+        ([CPU64], {"memory_gb": 1.5}, 1, "executor.memory_gb: an actor needs 1.5 GB, the largest node has 1.0; lower it"),
         ([HEAD, GPU8, GPU8], {"gpus_per_actor": 9.0}, 1, r"needs 9 GPUs, the largest node of the cluster has 8 \(all together 16,"),
         ([HEAD], {"gpus_per_actor": 1.0}, 1, "an actor needs 1 GPUs, the largest node of the cluster has 0"),
         ([], {"gpus_per_actor": 1.0}, 1, "the largest node of the cluster has 0"),

@@ -90,6 +90,33 @@ def test_a_cluster_of_which_no_node_can_load_is_refused(tmp_path: Path, monkeypa
     assert events(tmp_path / "run").count("worker_refused") == 2
 
 
+def test_a_full_object_store_changes_nothing(tmp_path: Path) -> None:
+    """Somebody fills it twice over; no image goes through it, and what the actors answer travels in the answer itself."""
+    import numpy as np
+    import ray
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 1024**2})
+    prompts = {"texts": [f"SLOW picture {n}" for n in range(40)]}
+    held = []
+
+    def on_tally(tally: Tally) -> None:
+        if tally.committed and not held:
+            held.extend(ray.put(np.zeros(4 * 1024**2, np.uint8)) for _ in range(40))
+
+    try:
+        job = fake_job(tmp_path, prompts=prompts, executor={"kind": "ray", "address": made.address})
+        report = make(job, tmp_path / "run", on_tally=on_tally)
+    finally:
+        held.clear()
+        with contextlib.suppress(Exception):
+            made.shutdown()
+    assert (report.exit_code, report.accepted) == (0, 80)
+    assert "shard_retry" not in events(tmp_path / "run")
+    make(fake_job(tmp_path, prompts=prompts), tmp_path / "undisturbed")
+    assert dataset(tmp_path / "run") == dataset(tmp_path / "undisturbed")
+
+
 def test_a_cluster_with_too_few_gpus_is_refused_at_once(tmp_path: Path, cluster) -> None:
     cluster.add_node(num_cpus=1, num_gpus=1)
     job = fake_job(tmp_path, executor={"kind": "ray", "address": cluster.address, "gpus_per_actor": 2.0})
