@@ -296,7 +296,8 @@ def show(run: str | Path, png: Path, where: str, limit: int) -> None:
 @click.option("--label", default="label", show_default=True, metavar="COLUMN", help="Column, or tags.NAME, that makes the classes.")
 @click.option("--shard-mb", default=500, show_default=True, type=click.IntRange(1), help="Size of tar and Parquet files.")
 @click.option("--license", "license_id", default="unknown", show_default=True, help="Licence of the dataset, for its card.")
-def export(run: str | Path, target: str | Path, form: str, shard_mb: int, **options: str) -> None:
+@click.option("--provenance", is_flag=True, help="Write into each image file that it is generated, by which model and prompt.")
+def export(run: str | Path, target: str | Path, form: str, shard_mb: int, **options: Any) -> None:
     """Write a run's images and metadata as a training dataset, with a card. TARGET is a new folder.
 
     Example: promptmill export runs/demo demo-set --format hf --split train=.9,val=.1 --label tags.kind

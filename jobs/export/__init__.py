@@ -20,6 +20,7 @@ from jobs.export.card import Contents, card
 from jobs.export.coco import CocoCaptions
 from jobs.export.imagefolder import ImageFolder
 from jobs.export.place import new_folder
+from jobs.export.provenance import embed
 from jobs.export.splits import Splits
 from jobs.export.webdataset import WebDataset
 from jobs.judged import added_scorers
@@ -63,11 +64,13 @@ def export(
     label: str = "label",
     shard_bytes: int = SHARD_BYTES,
     license_id: str = "unknown",
+    provenance: bool = False,
 ) -> Exported:
     """Write the images of a run that satisfy an SQL condition to the new folder ``target``; see ``FORMATS``.
 
     ``only`` is accepted, rejected or all. ``split`` has names and shares; images with equal ``split_by``, a column or tag, are in one
-    split. ``label`` is the column or tag that makes the classes. Raises UserError, and has then written nothing.
+    split. ``label`` is the column or tag that makes the classes. With ``provenance`` each image file says how it was made. Raises
+    UserError, and has then written nothing.
     """
     run, splits, selection = RunDir.open(path), Splits.parse(split), Selection(where=where, only=only)
     expression(run, split_by)
@@ -83,6 +86,8 @@ def export(
         num_bytes = 0
         with contextlib.closing(writer):
             for row, data in select(run, selection):
+                if provenance:
+                    data = embed(data, row, version=run.job.versions["promptmill"])
                 item = _item(row, data, splits.of(value_of(row, split_by)), value_of(row, label), tags)
                 writer.add(item)
                 counts[item.label, item.split] += 1
@@ -101,6 +106,7 @@ def export(
             splits=by_split,
             labels=counts,
             examples=tuple(examples),
+            provenance=provenance,
         )
         (folder / "README.md").write_text(card(run, contents, license_id), encoding="utf-8", newline="\n")
     return Exported(target=Path(target), splits=by_split, classes=len(classes), num_bytes=num_bytes)

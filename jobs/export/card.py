@@ -31,7 +31,8 @@ LIMITS = """\
 - Every image was made by a generative model: it may show what the prompt does not say, or not what it says.
 - Scores come from models too, and share their blind spots; the images that a filter keeps are those that such a model likes.
 - What the generator learned from, with its gaps and its biases, is what the images look like.
-- The sha256 of each image is in its row; the images are the bytes that the run wrote."""
+- The sha256 of each image, as the run wrote it, is in its row."""
+MARKED = "\n- The image files say that they are generated, and by which model and prompt: XMP with IPTC's DigitalSourceType."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,7 @@ class Contents:
     splits: Mapping[str, int]
     labels: Counter[tuple[str | None, str]]
     examples: tuple[str, ...]
+    provenance: bool = False
 
 
 def card(run: RunDir, contents: Contents, license_id: str) -> str:
@@ -67,7 +69,7 @@ def card(run: RunDir, contents: Contents, license_id: str) -> str:
         "Settings in full:",
         "\n".join(f"    {line}" for line in _settings(run).splitlines()),
         "## Known limits",
-        LIMITS,
+        LIMITS + MARKED * contents.provenance,
         "## Licences",
         f"Dataset: `{_code(license_id)}`. The run does not record the licence of the model; it is on the page of "
         f"`{_code(run.job.model['name'])}`, and may bind the images.",
