@@ -80,7 +80,13 @@ class PlanReader:
                 f"{self._store.root}/{name}: shard {shard_id} cannot be read ({error});"
                 f" delete {layout.PLAN_INDEX} and run the same command again"
             ) from None
-        return Shard(shard_id=shard_id, draws=tuple(draw_from_row(row) for row in table.to_pylist()))
+        try:
+            return Shard(shard_id=shard_id, draws=tuple(draw_from_row(row) for row in table.to_pylist()))
+        except KeyError as error:
+            raise RunFolderError(
+                f"{self._store.root}/{name}: has no column {error}, so another version of promptmill planned this run;"
+                f" {layout.JOB} names it: use that one, or choose another --out"
+            ) from None
 
     def _open(self, name: str) -> pq.ParquetFile:
         if self._file is None or self._name != name:

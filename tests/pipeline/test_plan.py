@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import plan
 from pipeline.store import LocalStore
 from schemas import layout
-from schemas.errors import PromptError
+from schemas.errors import PromptError, RunFolderError
 from schemas.records import Draw, PlanIndex, Prompt
 from tests.fakes import CARD, fake_config, make_draw, sized
 
@@ -120,6 +121,15 @@ def test_a_shard_is_read_without_the_others(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
+def test_the_plan_of_another_version_is_told_in_one_line(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    write(store, prompts(3))
+    [path] = (tmp_path / "plan").glob("*.parquet")
+    pq.write_table(pq.read_table(path).drop_columns(["guidance_rescale"]), path)
+    with pytest.raises(RunFolderError, match=r"has no column 'guidance_rescale', so another version of promptmill planned this run"):
+        plan.read_shard(store, 0)
+
+
 def test_planning_streams(tmp_path: Path) -> None:
     """Peak memory grows by far less than the draws would take."""
     store = LocalStore(tmp_path)
