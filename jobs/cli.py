@@ -325,7 +325,7 @@ def report(run: str | Path, out: Path) -> None:
 @click.option("--label", default="label", show_default=True, metavar="COLUMN", help="Column, or tags.NAME, that names the classes.")
 @click.option("--where", default="true", metavar="SQL", help="Condition on the run's images.")
 @click.option("--clip", metavar="MODEL", help="CLIP model whose features are compared.  [default: the run's]")
-@click.option("--limit", default=5000, show_default=True, type=click.IntRange(20), help="Most images of each set to learn from.")
+@click.option("--limit", type=click.IntRange(10), help="Images of each set to learn from.  [default: as many as the smallest has]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(run: str | Path, against: Path, as_json: bool, **options: Any) -> None:
     """What a classifier learns from a run's images, tested on real ones; and how close the two are."""

@@ -29,7 +29,8 @@ from schemas.errors import ConfigError, ModelError
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 NEIGHBOURS = 5
-MOST_TESTED = 5000
+MOST = 5000  # images of a set that are looked at
+SAMPLES = 10  # of a set that is larger than the smallest
 BATCH = 64
 
 
@@ -37,12 +38,14 @@ BATCH = 64
 class Row:
     """One set of images against the real test half; ``vendi`` is of the set alone.
 
-    ``accuracy`` is that of a classifier that learned from this set.
+    ``accuracy`` is that of a classifier that learned from this set. Of a set with more than ``images`` each figure is the mean over
+    ``SAMPLES`` samples of that many; ``spread`` is then the standard deviation of their accuracies, else None.
     """
 
     name: str
     images: int
     accuracy: float
+    spread: float | None
     precision: float
     recall: float
     density: float
@@ -69,12 +72,12 @@ class _Set:
 
 
 def evaluate(
-    path: str | Path, against: Path, *, label: str = "label", where: str = "true", clip: str | None = None, limit: int = 5000
+    path: str | Path, against: Path, *, label: str = "label", where: str = "true", clip: str | None = None, limit: int | None = None
 ) -> Evaluation:
     """Compare a run with ``against``, a folder that holds a folder of images per class.
 
     ``label`` is the column or tag whose values name the classes, ``where`` a condition on the run's images, ``clip`` an encoder other than
-    the run's own, ``limit`` the most images of a set to learn from. Raises UserError.
+    the run's own, ``limit`` how many images of each set to learn from, if not as many as the smallest has. Raises UserError.
     """
     run = RunDir.open(path)
     column = expression(run, label)
@@ -88,17 +91,18 @@ def evaluate(
         )
     encoder = _encoder(run, clip)
     numbers = {name: number for number, name in enumerate(classes)}
-    halves = _halves([(file, numbers[name]) for name in classes for file in folders[folder_name(name)]], limit)
+    halves = _halves([(file, numbers[name]) for name in classes for file in folders[folder_name(name)]])
     condition = f"({where}\n) and {column} is not null"
     sets = {"real": _features(encoder, _read(halves[0])), "test": _features(encoder, _read(halves[1]))}
     for name, only in (("accepted", "accepted"), ("all, unfiltered", "all")):
-        drawn = _drawn(run, Selection(where=condition, only=only), label, numbers, limit)
+        drawn = _drawn(run, Selection(where=condition, only=only), label, numbers)
         sets[name] = _features(encoder, drawn)
     test = sets.pop("test")
     size = min(len(one.label_N) for one in (*sets.values(), test))
+    size = min(size, limit) if limit else size
     if size <= NEIGHBOURS:
         raise ConfigError(f"--against {against}: the smallest set has {size} images; more than {NEIGHBOURS} are needed on each side")
-    rows = tuple(_row(name, _some(one, size), test, len(classes)) for name, one in sets.items())
+    rows = tuple(_row(name, _samples(one, size), test, len(classes)) for name, one in sets.items())
     left_out = sorted((set(folders) - {folder_name(name) for name in classes}) | (set(names) - set(classes)))
     return Evaluation(encoder=encoder.version, classes=tuple(classes), left_out=tuple(left_out), tested_on=len(test.label_N), rows=rows)
 
@@ -119,14 +123,14 @@ def _folders(against: Path) -> dict[str, list[Path]]:
     return {name: files for name, files in found.items() if files}
 
 
-def _halves(files: list[tuple[Path, int]], limit: int) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
-    """Up to ``limit`` real images to learn from, and the test half, of equal shares of every class; by a hash of each file's name."""
+def _halves(files: list[tuple[Path, int]]) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
+    """Real images to learn from, and those for the test: two halves of every class by a hash of each file's name, the same each time."""
 
     def lot(one: tuple[Path, int]) -> bytes:
         return hashlib.sha256(f"{one[0].parent.name}/{one[0].name}".encode("utf-8", "surrogatepass")).digest()
 
-    by_class = sorted(sorted(files, key=lot)[: 2 * MOST_TESTED], key=lambda one: one[1])
-    return sorted(by_class[::2], key=lot)[:limit], by_class[1::2]
+    by_class = sorted(sorted(files, key=lot)[: 2 * MOST], key=lambda one: one[1])
+    return by_class[::2], by_class[1::2]
 
 
 def _encoder(run: RunDir, clip: str | None) -> Any:
@@ -148,9 +152,9 @@ def _read(files: Iterable[tuple[Path, int]]) -> Iterator[tuple[np.ndarray, int]]
             raise ConfigError(f"{file}: cannot be read as an image ({error}); mend or remove it") from None
 
 
-def _drawn(run: RunDir, selection: Selection, label: str, numbers: dict[str, int], limit: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Images of the run; of more than ``limit`` those whose ids come first, which are hashes: an even sample."""
-    some = f"sample_id in (select sample_id from metadata where {selection.sql} order by sample_id limit {limit})"  # noqa: S608
+def _drawn(run: RunDir, selection: Selection, label: str, numbers: dict[str, int]) -> Iterator[tuple[np.ndarray, int]]:
+    """Images of the run; of more than ``MOST`` those whose ids come first, which are hashes: an even sample."""
+    some = f"sample_id in (select sample_id from metadata where {selection.sql} order by sample_id limit {MOST})"  # noqa: S608
     for picture, row in open_run(run.store.root).images(some):
         number = numbers.get(value_of(row, label) or "")
         if number is not None:
@@ -168,21 +172,34 @@ def _features(encoder: Any, images: Iterable[tuple[np.ndarray, int]]) -> _Set:
     return _Set(np.concatenate(features) if features else np.zeros((0, 1)), np.array(labels, dtype=np.int64))
 
 
-def _some(one: _Set, size: int) -> _Set:
-    rows = np.random.default_rng(0).permutation(len(one.label_N))[:size]
-    return _Set(one.features_ND[rows], one.label_N[rows])
+def _samples(one: _Set, size: int) -> list[_Set]:
+    """The whole set if it has ``size`` images, else several samples of that many, the same each time."""
+    found = len(one.label_N)
+    chosen = [np.random.default_rng(seed).permutation(found)[:size] for seed in range(SAMPLES if found > size else 1)]
+    return [_Set(one.features_ND[rows], one.label_N[rows]) for rows in chosen]
 
 
-def _row(name: str, made: _Set, test: _Set, classes: int) -> Row:
-    precision, recall, density, coverage = precision_recall_density_coverage(test.features_ND, made.features_ND, k=NEIGHBOURS)
+def _row(name: str, samples: list[_Set], test: _Set, classes: int) -> Row:
+    figures = np.array([_figures(made, test, classes) for made in samples])
+    accuracy, precision, recall, density, coverage, distance, vendi = figures.mean(axis=0).tolist()
     return Row(
         name=name,
-        images=len(made.label_N),
-        accuracy=classifier_accuracy((made.features_ND, made.label_N), (test.features_ND, test.label_N), classes=classes),
+        images=len(samples[0].label_N),
+        accuracy=accuracy,
+        spread=float(figures[:, 0].std(ddof=1)) if len(samples) > 1 else None,
         precision=precision,
         recall=recall,
         density=density,
         coverage=coverage,
-        kernel_distance=kernel_distance(test.features_ND, made.features_ND),
-        vendi=vendi_score(made.features_ND),
+        kernel_distance=distance,
+        vendi=vendi,
+    )
+
+
+def _figures(made: _Set, test: _Set, classes: int) -> tuple[float, ...]:
+    return (
+        classifier_accuracy((made.features_ND, made.label_N), (test.features_ND, test.label_N), classes=classes),
+        *precision_recall_density_coverage(test.features_ND, made.features_ND, k=NEIGHBOURS),
+        kernel_distance(test.features_ND, made.features_ND),
+        vendi_score(made.features_ND),
     )

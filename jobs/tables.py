@@ -118,7 +118,9 @@ def evaluation_table(found: "Evaluation") -> RenderableType:
     for row in found.rows:
         table.add_column(row.name, justify="right")
     table.add_row("images", *(f"{row.images:,}" for row in found.rows))
-    for name in ("accuracy", "precision", "recall"):
+    spreads = ("" if row.spread is None else f" ± {row.spread:.1%}" for row in found.rows)
+    table.add_row("accuracy", *(f"{row.accuracy:.1%}{spread}" for row, spread in zip(found.rows, spreads, strict=True)))
+    for name in ("precision", "recall"):
         table.add_row(name, *(f"{getattr(row, name):.1%}" for row in found.rows))
     table.add_row("density", *(f"{row.density:.2f}" for row in found.rows))
     table.add_row("coverage", *(f"{row.coverage:.1%}" for row in found.rows))

@@ -80,6 +80,8 @@ def test_the_filtered_set_teaches_nearly_what_real_images_do_and_more_than_the_u
     assert by_name["accepted"].accuracy >= 0.95 * by_name["real"].accuracy
     assert by_name["all, unfiltered"].accuracy < by_name["accepted"].accuracy
     assert {row.images for row in found.rows} == {120}, "all sets are equally large"
+    assert by_name["real"].spread is None, "it has no more"
+    assert by_name["all, unfiltered"].spread is not None
 
 
 def test_classes_are_those_of_both_sides(found: Evaluation) -> None:
