@@ -257,13 +257,18 @@ def audit(run: str | Path, labels: Path | None, score: str | None, precision: fl
 @cli.command()
 @RUN
 @click.option("--regenerate", default=0, show_default=True, metavar="N", help="Make N images again and compare their bytes.")
-def verify(run: str | Path, regenerate: int) -> None:
+@click.option("--sample", "samples", multiple=True, metavar="ID", help="Make only this image again and compare its bytes. Repeatable.")
+def verify(run: str | Path, regenerate: int, samples: Sequence[str]) -> None:
     """Check a run: checksums, row counts, agreement of the tables with the plan and with each other."""
     from jobs.run_dir import RunDir
     from jobs.verify import verify as check
+    from jobs.verify import verify_samples
 
+    if samples and regenerate:
+        raise click.UsageError("--sample and --regenerate: give one of them.")
     run_dir = RunDir.open(run)
-    report = check(run_dir, regenerate=regenerate, remake=_remaker(run_dir) if regenerate else None)
+    remake = _remaker(run_dir) if samples or regenerate else None
+    report = verify_samples(run_dir, samples, remake) if samples else check(run_dir, regenerate=regenerate, remake=remake)
     for problem in report.problems:
         click.echo(str(problem), err=True)
     click.echo(report.summary())

@@ -6,9 +6,11 @@ Counts come from the commit markers, reasons too unless other rules judge the ru
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
 from jobs.committed import Reason, SlowShard, read_committed
 from jobs.history import Done, History, Mishap, Session, WorkerSeen, read_history
@@ -19,7 +21,9 @@ from jobs.status_view import render
 from schemas import layout
 from schemas.errors import QueryError
 
-__all__ = ["Reason", "SlowShard", "Status", "WorkerStatus", "render", "status", "to_json"]
+__all__ = ["Ask", "Reason", "SlowShard", "Status", "WorkerStatus", "render", "status", "to_json"]
+
+Ask = Callable[[str], list[dict[str, Any]]]  # SQL to rows
 
 RECENT_SHARDS = 20
 SILENT_SECONDS = 600  # without a sign of life, of a driver whose process cannot be asked
@@ -74,8 +78,11 @@ class Status:
     judged: bool = False
 
 
-def status(run_dir: RunDir, *, now: datetime | None = None) -> Status:
-    """The state of a run, now. Raises RunFolderError if it was never planned."""
+def status(run_dir: RunDir, *, now: datetime | None = None, ask: Ask | None = None) -> Status:
+    """The state of a run, now; ``ask`` answers SQL over ``metadata``, ``query`` if it is not given.
+
+    Raises RunFolderError if the run was never planned.
+    """
     index = run_dir.plan
     done = read_committed(run_dir, index)
     history = _history(run_dir)
@@ -86,7 +93,7 @@ def status(run_dir: RunDir, *, now: datetime | None = None) -> Status:
     left = index.num_draws - counts["draws"]
     judged = read_judged(run_dir.store) is not None
     told = None if judged else done.reasons
-    reasons, note = _ask_for_reasons(run_dir) if told is None else (told, None)
+    reasons, note = _ask_for_reasons(ask or partial(_query, run_dir)) if told is None else (told, None)
     if judged and note is None:
         counts |= {name: sum(reason.draws for reason in reasons if reason.status == name) for name in ("accepted", "rejected", "failed")}
     return Status(
@@ -144,10 +151,14 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _ask_for_reasons(run_dir: RunDir) -> tuple[tuple[Reason, ...], str | None]:
+def _query(run_dir: RunDir, sql: str) -> list[dict[str, Any]]:
+    return query([run_dir.store.root], sql).to_pylist()
+
+
+def _ask_for_reasons(ask: Ask) -> tuple[tuple[Reason, ...], str | None]:
     sql = "select status, reason, count(*) as draws from metadata group by all order by status, draws desc, reason"
     try:
-        return tuple(Reason(**row) for row in query([run_dir.store.root], sql).to_pylist()), None
+        return tuple(Reason(**row) for row in ask(sql)), None
     except QueryError as error:
         return (), str(error)
 

@@ -13,13 +13,13 @@ import numpy as np
 
 from jobs.judged import read_judged
 from jobs.run_dir import RunDir
-from jobs.verify_rows import AGAIN, Problem, Remake, regenerated
+from jobs.verify_rows import AGAIN, Problem, Remake, named, regenerated, spread
 from jobs.verify_shard import check_shard
 from schemas import layout
 from schemas.errors import RunFolderError
 from schemas.records import Marker, PlanIndex
 
-__all__ = ["Problem", "Report", "verify"]
+__all__ = ["Problem", "Report", "verify", "verify_samples"]
 
 FILE_OF = {
     layout.METADATA: layout.metadata_file,
@@ -78,7 +78,7 @@ def verify(
     tally.problems += _damaged_verdicts(run_dir)
     again = 0
     if regenerate and remake:
-        again, differing = regenerated(run_dir, markers, count=regenerate, remake=remake)
+        again, differing = regenerated(spread(run_dir, markers, regenerate), remake)
         tally.problems += differing
     return Report(
         shards=len(markers),
@@ -87,6 +87,23 @@ def verify(
         images=tally.images,
         regenerated=again,
         problems=tuple(tally.problems),
+    )
+
+
+def verify_samples(run_dir: RunDir, sample_ids: Sequence[str], remake: Remake) -> Report:
+    """Make these images again and compare them byte for byte; nothing else is looked at.
+
+    Raises RunFolderError for an id without an image.
+    """
+    picked = named(run_dir, sample_ids)
+    again, differing = regenerated(picked, remake)
+    return Report(
+        shards=len({one.shard_id for one in picked}),
+        shards_planned=run_dir.plan.num_shards,
+        draws=len(picked),
+        images=len(picked),
+        regenerated=again,
+        problems=tuple(differing),
     )
 
 

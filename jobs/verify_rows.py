@@ -2,7 +2,8 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
+from jobs.query import query
 from jobs.run_dir import RunDir
 from schemas import layout
 from schemas.errors import RunFolderError
@@ -17,6 +19,9 @@ from schemas.records import Draw, Marker, Outcome
 
 AGAIN = "delete {marker} and run the same command again"
 REMAKE_AT_ONCE = 64  # images that are made again before they are compared; bounds memory
+
+SAMPLE_ID = "[0-9a-f]{20}"
+_LISTED = "'promptmill query {root} \"select sample_id, prompt from metadata\"' lists them"
 
 Remake = Callable[[Sequence[Draw]], Sequence[Outcome]]
 
@@ -64,11 +69,11 @@ def _shape(kind: str, width: int, height: int) -> str:
     return f"{kind} of {width} x {height} px"
 
 
-def regenerated(run_dir: RunDir, markers: Sequence[Marker], *, count: int, remake: Remake) -> tuple[int, list[Problem]]:
-    """Make ``count`` images again, evenly spread over the dataset; how many were compared, and which differ."""
+def regenerated(picked: Iterable["Picked"], remake: Remake) -> tuple[int, list[Problem]]:
+    """Make images again; how many were compared, and which differ."""
     compared, problems, waiting = 0, [], []
-    for picked in _picked(run_dir, markers, count):
-        waiting.append(picked)
+    for one in picked:
+        waiting.append(one)
         if len(waiting) == REMAKE_AT_ONCE:
             problems += _differing(waiting, remake)
             compared += len(waiting)
@@ -78,7 +83,7 @@ def regenerated(run_dir: RunDir, markers: Sequence[Marker], *, count: int, remak
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Picked:
+class Picked:
     """A draw to make again, and what its row says of the image."""
 
     shard_id: int
@@ -87,8 +92,34 @@ class _Picked:
     batch_shape: str
 
 
-def _picked(run_dir: RunDir, markers: Sequence[Marker], count: int) -> Iterator[_Picked]:
-    """Images at even distances. Shards that cannot be read are passed over: they are problems already."""
+def named(run_dir: RunDir, sample_ids: Iterable[str]) -> list[Picked]:
+    """Images by their sample ids. Raises RunFolderError for an id without an image."""
+    root, wanted = run_dir.store.root, list(dict.fromkeys(sample_ids))
+    for sample_id in wanted:
+        if not re.fullmatch(SAMPLE_ID, sample_id):
+            raise RunFolderError(f"--sample {sample_id!r}: is no sample id; {_LISTED.format(root=root)}")
+    ids = ", ".join(f"'{sample_id}'" for sample_id in wanted)
+    sql = f"select sample_id, shard_id, image_sha256, batch_shape, reason from metadata where sample_id in ({ids})"  # noqa: S608
+    rows = {row["sample_id"]: row for row in query([root], sql).to_pylist()}
+    return [_named(run_dir, sample_id, rows.get(sample_id)) for sample_id in wanted]
+
+
+def _named(run_dir: RunDir, sample_id: str, row: dict[str, Any] | None) -> Picked:
+    root = run_dir.store.root
+    if row is None:
+        raise RunFolderError(f"--sample {sample_id}: {root} has no such draw; {_LISTED.format(root=root)}")
+    if row["image_sha256"] is None:
+        raise RunFolderError(
+            f"--sample {sample_id}: failed ({row['reason']}); 'promptmill run CONFIG --retry-failed' makes failed draws again"
+        )
+    for draw in run_dir.read_shard(row["shard_id"]).draws:
+        if draw.sample_id == sample_id:
+            return Picked(shard_id=row["shard_id"], draw=draw, image_sha256=row["image_sha256"], batch_shape=row["batch_shape"])
+    raise RunFolderError(f"--sample {sample_id}: is not in the plan of {root}; 'promptmill verify {root}' tells what to do")
+
+
+def spread(run_dir: RunDir, markers: Sequence[Marker], count: int) -> Iterator[Picked]:
+    """Up to ``count`` images at even distances. Shards that cannot be read are passed over: they are problems already."""
     total = sum(marker.accepted + marker.rejected for marker in markers)
     count = min(count, total)
     wanted = [(2 * number + 1) * total // (2 * count) for number in range(count)]
@@ -100,7 +131,7 @@ def _picked(run_dir: RunDir, markers: Sequence[Marker], count: int) -> Iterator[
         yield from _rows_of(run_dir, marker.shard_id, here) if here else ()
 
 
-def _rows_of(run_dir: RunDir, shard_id: int, positions: Sequence[int]) -> Iterator[_Picked]:
+def _rows_of(run_dir: RunDir, shard_id: int, positions: Sequence[int]) -> Iterator[Picked]:
     """The images of a shard at these positions among those that it has."""
     columns = ["sample_id", "image_sha256", "batch_shape"]
     try:
@@ -110,10 +141,10 @@ def _rows_of(run_dir: RunDir, shard_id: int, positions: Sequence[int]) -> Iterat
         return
     made = [row for row in table.to_pylist() if row["image_sha256"] is not None and row["sample_id"] in draws]
     for row in (made[at] for at in positions if at < len(made)):
-        yield _Picked(shard_id=shard_id, draw=draws[row["sample_id"]], image_sha256=row["image_sha256"], batch_shape=row["batch_shape"])
+        yield Picked(shard_id=shard_id, draw=draws[row["sample_id"]], image_sha256=row["image_sha256"], batch_shape=row["batch_shape"])
 
 
-def _differing(picked: Sequence[_Picked], remake: Remake) -> Iterator[Problem]:
+def _differing(picked: Sequence[Picked], remake: Remake) -> Iterator[Problem]:
     for one, outcome in zip(picked, remake([one.draw for one in picked]), strict=True):
         if outcome.image_sha256 == one.image_sha256:
             continue
@@ -126,6 +157,6 @@ def _differing(picked: Sequence[_Picked], remake: Remake) -> Iterator[Problem]:
             yield _problem(one, f"image {name} comes out differently")
 
 
-def _problem(one: _Picked, what: str) -> Problem:
+def _problem(one: Picked, what: str) -> Problem:
     remedy = "compare device and versions with those in job.yaml; if they are the same, " + AGAIN
     return Problem(file=layout.images_file(one.shard_id), what=what, remedy=remedy.format(marker=layout.done_file(one.shard_id)))

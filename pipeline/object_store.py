@@ -95,10 +95,16 @@ class ObjectStore:
     def list(self, folder: str) -> list[str]:
         return sorted(self.sizes(folder))
 
-    @_told
     def sizes(self, folder: str) -> dict[str, int]:
+        return {name: meta["size"] for name, meta in self._metas(folder).items()}
+
+    def stamps(self, folder: str) -> dict[str, str]:
+        return {name: f"{meta['last_modified']} {meta['e_tag']} {meta['size']}" for name, meta in self._metas(folder).items()}
+
+    @_told
+    def _metas(self, folder: str) -> dict[str, Any]:
         found = (meta for page in obstore.list(self.client, folder, chunk_size=1000) for meta in page)
-        return {meta["path"]: meta["size"] for meta in found if "/" not in meta["path"][len(folder) + 1 :]}
+        return {meta["path"]: meta for meta in found if "/" not in meta["path"][len(folder) + 1 :]}
 
     @_told
     def delete(self, name: str) -> None:

@@ -50,6 +50,10 @@ class Store(Protocol):
         """Bytes of each name published in ``folder``, without reading them."""
         ...
 
+    def stamps(self, folder: str) -> dict[str, str]:
+        """For each name in ``folder`` something that changes whenever it is published anew, without reading it."""
+        ...
+
     def delete(self, name: str) -> None:
         """Remove ``name`` if it is there."""
         ...
@@ -123,11 +127,19 @@ class LocalStore:
         return [f"{folder}/{entry}" for entry in entries if not entry.startswith(".")]
 
     def sizes(self, folder: str) -> dict[str, int]:
-        try:
-            with os.scandir(self.path(folder)) as entries:
-                return {f"{folder}/{entry.name}": entry.stat().st_size for entry in entries if not entry.name.startswith(".")}
-        except FileNotFoundError:
-            return {}
+        return {name: stat.st_size for name, stat in self._stats(folder).items()}
+
+    def stamps(self, folder: str) -> dict[str, str]:
+        return {name: f"{stat.st_mtime_ns} {stat.st_ino} {stat.st_size}" for name, stat in self._stats(folder).items()}
+
+    def _stats(self, folder: str) -> dict[str, os.stat_result]:
+        found: dict[str, os.stat_result] = {}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.path(folder)) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                        found[f"{folder}/{entry.name}"] = entry.stat()
+        return found
 
     def delete(self, name: str) -> None:
         try:

@@ -132,9 +132,9 @@ def draw_row(draw: Draw, shard_id: int) -> dict[str, Any]:
 
 
 def draw_from_row(row: Mapping[str, Any]) -> Draw:
-    """Inverse of ``draw_row``; accepts rows of the metadata table too."""
+    """Inverse of ``draw_row``; accepts rows of the metadata table too, and rows of an older version, which lack later columns."""
     names = [name for name, *_ in _DRAW if name not in ("sample_id", "shard_id")]
-    return Draw(**{name: row[name] for name in names} | {"tags": dict(row["tags"]), "loras": tuple(row["loras"])})
+    return Draw(**{name: row[name] for name in names if name in row} | {"tags": dict(row["tags"]), "loras": tuple(row["loras"])})
 
 
 def metadata_row(outcome: Outcome, verdict: Verdict, shard_id: int, versions: Mapping[str, str], image_format: str) -> dict[str, Any]:

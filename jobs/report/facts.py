@@ -4,7 +4,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -14,7 +14,7 @@ from jobs.judged import added_scorers, read_judged
 from jobs.query import query
 from jobs.run_dir import RunDir
 from jobs.selection import Selection, select
-from jobs.status import Status, status
+from jobs.status import Ask, Status, status
 from schemas.config import FilterConfig
 
 BINS = 40
@@ -93,26 +93,38 @@ class Facts:
 
 def gather(run: RunDir) -> Facts:
     """Everything, as it stands now. Raises UserError."""
-    judged = read_judged(run.store)
-    rules = FilterConfig.model_validate(judged.filter) if judged else run.job.config.filter
+
+    def ask(sql: str) -> list[dict[str, Any]]:
+        return query([run.store.root], sql).to_pylist()
+
+    facts = gather_counts(run, ask)
+    scorers = [*run.job.scorers, *added_scorers(run.store)]
+    return replace(facts, galleries=_galleries(run, ask, scorers[0] if scorers else None, _rules(run)))
+
+
+def gather_counts(run: RunDir, ask: Ask) -> Facts:
+    """All but the galleries; ``ask`` answers SQL over ``metadata`` and ``failed``. Raises UserError."""
+    rules = _rules(run)
     scorers = [*run.job.scorers, *added_scorers(run.store)]
     config = run.job.config.model_dump(mode="json", exclude_none=True)
     return Facts(
-        status=status(run),
+        status=status(run, ask=ask),
         model=run.job.model["name"],
         revision=run.job.model["revision"],
         rules=json.dumps(rules.model_dump(mode="json", exclude_none=True), ensure_ascii=False),
         settings=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
         versions=run.job.versions,
-        histograms=[one for name in scorers if (one := _histogram(run, name, _limits(rules, name)))],
-        shares=_shares(run),
-        galleries=_galleries(run, scorers[0] if scorers else None, rules),
-        failures=_failures(run),
+        histograms=[one for name in scorers if (one := _histogram(ask, name, _limits(rules, name)))],
+        shares=_shares(ask),
+        galleries=(),
+        failures=_failures(ask),
     )
 
 
-def _ask(run: RunDir, sql: str) -> list[dict[str, Any]]:
-    return query([run.store.root], sql).to_pylist()
+def _rules(run: RunDir) -> FilterConfig:
+    """Those that judge the run now."""
+    judged = read_judged(run.store)
+    return FilterConfig.model_validate(judged.filter) if judged else run.job.config.filter
 
 
 def _limits(rules: FilterConfig, scorer: str) -> list[float]:
@@ -120,23 +132,23 @@ def _limits(rules: FilterConfig, scorer: str) -> list[float]:
     return sorted({bound for bound in bounds if bound is not None})
 
 
-def _histogram(run: RunDir, name: str, limits: Sequence[float]) -> Histogram | None:
+def _histogram(ask: Ask, name: str, limits: Sequence[float]) -> Histogram | None:
     column = f"{name}_score"
     told = f"{column} is not null and isfinite({column})"
-    span = _ask(run, f"select min({column}) low, max({column}) high from metadata where {told}")[0]  # noqa: S608 - a scorer's name
+    span = ask(f"select min({column}) low, max({column}) high from metadata where {told}")[0]  # noqa: S608 - a scorer's name
     if span["low"] is None:
         return None
     low, high = float(span["low"]), float(span["high"])
     width = (high - low) / BINS or 1.0
     bin_of = f"least(floor(({column}::double - {low!r}) / {width!r}), {BINS - 1})::int"
     sql = f"select {bin_of} bin, status = 'accepted' kept, count(*) n from metadata where {told} group by all"  # noqa: S608
-    counts = {(row["bin"], row["kept"]): row["n"] for row in _ask(run, sql)}
-    unknown = _ask(run, f"select count(*) n from metadata where status != 'failed' and not ({told})")[0]["n"]  # noqa: S608
+    counts = {(row["bin"], row["kept"]): row["n"] for row in ask(sql)}
+    unknown = ask(f"select count(*) n from metadata where status != 'failed' and not ({told})")[0]["n"]  # noqa: S608
     kept, rejected = ([counts.get((number, of), 0) for number in range(BINS)] for of in (True, False))
     return Histogram(score=name, low=low, high=low + width * BINS, kept=kept, rejected=rejected, unknown=unknown, limits=limits)
 
 
-def _shares(run: RunDir) -> dict[str, list[Share]]:
+def _shares(ask: Ask) -> dict[str, list[Share]]:
     """By label always, by settings and tags that have a few values."""
     settings = ", ".join(f"{{'key': '{name}', 'value': {name}::varchar}}" for name in SETTINGS)
     tags = "list_transform(map_entries(tags), lambda e: {'key': 'tags.' || e.key, 'value': e.value})"
@@ -146,12 +158,12 @@ def _shares(run: RunDir) -> dict[str, list[Share]]:
         " where e.value is not null group by all order by all"
     )
     found: dict[str, list[Share]] = {}
-    for row in _ask(run, sql):
+    for row in ask(sql):
         found.setdefault(row["k"], []).append(Share(value=row["v"], images=row["n"], kept=row["a"]))
     return {by: shares for by, shares in found.items() if by == "label" or 2 <= len(shares) <= MOST_VALUES}
 
 
-def _galleries(run: RunDir, scorer: str | None, rules: FilterConfig) -> list[Gallery]:
+def _galleries(run: RunDir, ask: Ask, scorer: str | None, rules: FilterConfig) -> list[Gallery]:
     score = f"{scorer}_score" if scorer else None
     told = f"and isfinite({score})" if score else ""
     by = f"{score} desc, " if score else ""
@@ -166,7 +178,7 @@ def _galleries(run: RunDir, scorer: str | None, rules: FilterConfig) -> list[Gal
         wanted.append(("Worst", f"lowest {scorer} of all", f"status != 'failed' {told}", f"{score}, sample_id"))
     wanted.append(("Rejected", "an even sample of them, each with its reason", "status = 'rejected'", "sample_id"))
     chosen = [
-        [row["sample_id"] for row in _ask(run, f"select sample_id from metadata where {where} order by {order} limit {IMAGES_PER_GALLERY}")]  # noqa: S608
+        [row["sample_id"] for row in ask(f"select sample_id from metadata where {where} order by {order} limit {IMAGES_PER_GALLERY}")]  # noqa: S608
         for _, _, where, order in wanted
     ]
     ids = ", ".join(f"'{sample_id}'" for sample_id in sorted({one for ids in chosen for one in ids}))
@@ -189,9 +201,9 @@ def _picture(row: dict[str, Any], data: bytes, score: str | None) -> Picture:
     return Picture(webp=buffer.getvalue(), row=row, score=None if value is None or math.isnan(value) else value)
 
 
-def _failures(run: RunDir) -> list[Failure]:
+def _failures(ask: Ask) -> list[Failure]:
     sql = (
         "select reason, count(*) draws, min_by(error, sample_id) error, min_by(prompt, sample_id) prompt"  # noqa: S608 - a number
         f" from failed group by reason order by draws desc, reason limit {MOST_FAILURES}"
     )
-    return [Failure(**row) for row in _ask(run, sql)]
+    return [Failure(**row) for row in ask(sql)]

@@ -15,7 +15,7 @@ from jobs import run as run_verb
 from jobs.prepare import prepare
 from jobs.remake import remaker
 from jobs.run_dir import RunDir
-from jobs.verify import Report, verify
+from jobs.verify import Report, verify, verify_samples
 from pipeline import plan
 from schemas import layout
 from schemas.errors import RunFolderError
@@ -311,6 +311,47 @@ def test_an_image_that_fails_or_has_another_batch_shape_the_second_time_says_so(
     assert "was made in a batch of 4x16x16, and differs in one of 2x16x16" in lines[1]
 
 
+def test_a_run_of_an_older_version_is_told_as_such_and_its_images_can_be_made_again(run: RunDir) -> None:
+    for name in (layout.plan_file(0), layout.metadata_file(SHARD)):
+        groups = pq.ParquetFile(pa.BufferReader(run.store.get(name)))
+        sink = pa.BufferOutputStream()
+        with pq.ParquetWriter(sink, groups.schema_arrow.remove(groups.schema_arrow.get_field_index("guidance_rescale"))) as writer:
+            for number in range(groups.num_row_groups):
+                writer.write_table(groups.read_row_group(number).drop_columns(["guidance_rescale"]))
+        run.store.put(name, sink.getvalue().to_pybytes())
+    assert verify_samples(run, [run.read_shard(SHARD).draws[0].sample_id], remake_right(run)).ok
+    file, _ = only(verify(run))
+    assert file == layout.metadata_file(SHARD)
+
+
+def test_a_single_image_is_made_again_by_its_id(run: RunDir) -> None:
+    first, second = (draw.sample_id for draw in run.read_shard(SHARD).draws[:2])
+    asked: list[str] = []
+
+    def remake(draws: Sequence[Draw]) -> list[Outcome]:
+        asked.extend(draw.sample_id for draw in draws)
+        return remake_right(run)(draws)
+
+    report = verify_samples(run, [first, first, second], remake)
+    assert asked == [first, second]
+    assert report.summary() == "no problem in 1 of 4 shards, 2 draws, 2 images, 2 images made again"
+    file, line = only(verify_samples(run, [second], lambda draws: [spoiled(one, b"other") for one in remake(draws)]))
+    assert file == layout.images_file(SHARD)
+    assert f"image {second} comes out differently" in line
+
+
+def test_a_sample_without_an_image_is_refused_in_one_line(run: RunDir) -> None:
+    failed = next(draw.sample_id for draw in run.read_shard(2).draws if draw.prompt_id == "p4")
+    for sample_id, said in (
+        (failed, r"failed \(out_of_memory\); .*--retry-failed"),
+        ("0" * 20, "no such draw"),
+        ("x' or true --", "no sample id"),
+    ):
+        with pytest.raises(RunFolderError, match=said) as caught:
+            verify_samples(run, [sample_id], remake_right(run))
+        assert "\n" not in str(caught.value)
+
+
 def test_nothing_is_made_again_of_a_run_without_images(tmp_path: Path) -> None:
     run = plan_run(tmp_path / "run")
     assert verify(run, regenerate=5, remake=remake_right(run)).regenerated == 0
@@ -324,6 +365,7 @@ def test_a_real_model_makes_any_image_again_to_the_byte(job: JobFile) -> None:
     report = verify(run, regenerate=3, remake=lambda draws: [outcome for draw in draws for outcome in remake([draw])])
     assert report.problems == ()
     assert report.regenerated == 3
+    assert verify_samples(run, [run.read_shard(0).draws[-1].sample_id], remake).ok
     report = verify(run, regenerate=3, remake=lambda draws: remake([replace(draw, seed=draw.seed ^ 1) for draw in draws]))
     assert len(report.problems) == 3
     assert all("comes out differently" in str(problem) for problem in report.problems)

@@ -67,6 +67,16 @@ class TestEveryStore:
             store.put(f"done/{number:05d}.json", b"{}")
         assert len(store.list("done")) == 30
 
+    def test_a_stamp_changes_when_a_name_is_published_anew_and_only_then(self, store: Store) -> None:
+        assert store.stamps("done") == {}
+        store.put("done/1", b"one")
+        store.put("done/2", b"two")
+        before = store.stamps("done")
+        store.put("done/2", b"TWO")
+        after = store.stamps("done")
+        assert after == store.stamps("done")
+        assert [name for name in ("done/1", "done/2") if after[name] != before[name]] == ["done/2"]
+
     def test_what_is_deleted_is_gone(self, store: Store) -> None:
         store.put("a/b", b"x")
         store.delete("a/b")
