@@ -32,6 +32,7 @@ class JobRecord:
     model: dict[str, Any]
     scorers: dict[str, dict[str, Any]]
     versions: dict[str, str]
+    schema: str = SCHEMA_VERSION
 
     @property
     def fingerprint(self) -> str:
@@ -41,7 +42,8 @@ class JobRecord:
     def identity(self) -> dict[str, Any]:
         """What the fingerprint covers, as flat ``section.key`` names: not the prompts, the output folder, the executor."""
         config = self.config.model_dump(mode="json")
-        config["prompts"] = {"draws_per_prompt": self.config.prompts.draws_per_prompt}
+        draws = ("draws_per_prompt", "until_accepted", "max_draws_per_prompt")
+        config["prompts"] = {name: config["prompts"][name] for name in draws if config["prompts"][name] is not None}
         config["model"] |= {"id": self.model["name"], "revision": self.model["revision"]}
         config["model"]["loras"] = [f"{one['name']}@{one['scale']}" for one in self.model.get("addons", {}).get("loras", ())]
         for name in ("endpoint", "embeddings", "vae"):  # what of them changes pixels is in the revision
@@ -50,7 +52,7 @@ class JobRecord:
         config["scorers"] = {name: card["version"] for name, card in self.scorers.items()}
         config["output"].pop("dir")
         config.pop("executor")
-        return {"schema": SCHEMA_VERSION, **_flat(config)}
+        return {"schema": self.schema, **_flat(config)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +112,7 @@ class RunDir:
             return True
         record = {
             "fingerprint": self.job.fingerprint,
+            "schema": self.job.schema,
             "versions": self.job.versions,
             "model": self.job.model,
             "scorers": self.job.scorers,
@@ -208,7 +211,14 @@ def _read_job(store: Store) -> JobRecord | None:
     try:
         raw = yaml.safe_load(store.get(layout.JOB))
         config = parse(raw["config"], where)
-        return JobRecord(config=config, base_dir=raw["base_dir"], model=raw["model"], scorers=raw["scorers"], versions=raw["versions"])
+        return JobRecord(
+            config=config,
+            base_dir=raw["base_dir"],
+            model=raw["model"],
+            scorers=raw["scorers"],
+            versions=raw["versions"],
+            schema=raw.get("schema", "of an earlier version"),
+        )
     except FileNotFoundError:
         return None
     except PermissionError as error:

@@ -16,7 +16,7 @@ from jobs.verify import verify
 from pipeline import plan_files
 from schemas import layout
 from schemas.config_load import parse
-from schemas.errors import ConfigError, PromptError
+from schemas.errors import ConfigError, PromptError, RunFolderError
 from tests.fakes import fake_config, fake_job
 from tests.jobs.test_run import LOCAL, RAY2, dataset, make
 
@@ -122,6 +122,11 @@ def test_prompts_cannot_be_appended_once_further_draws_were_made(whole: Path, tm
     with pytest.raises(PromptError, match=r"prompts can no longer be appended; take them out, or choose another --out"):
         make(appended, run)
     assert dataset(run) == dataset(whole)
+
+
+def test_another_number_is_another_job(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"prompts.until_accepted was 3, is 4; set it back, or choose another --out"):
+        make(job(tmp_path, wanted=4), whole)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from jobs.prepare import Prepared
 from jobs.run_dir import RunDir
 from schemas import layout
 from schemas.errors import RunFolderError, UserError
+from schemas.tables import SCHEMA_VERSION
 from tests.fakes import LOADER, fake_job
 
 pytestmark = [
@@ -133,6 +134,15 @@ def test_who_does_the_work_is_no_part_of_the_job(tmp_path: Path) -> None:
     one, other = fake_job(tmp_path).job(), fake_job(tmp_path, executor={"kind": "ray", "actors": 7, "max_attempts": 9}).job()
     assert one.fingerprint == other.fingerprint
     assert one.fingerprint != fake_job(tmp_path, seed=1).job().fingerprint
+
+
+def test_a_run_of_another_schema_is_not_gone_on_with_but_can_be_read(tmp_path: Path) -> None:
+    make(fake_job(tmp_path), tmp_path / "run")
+    record = tmp_path / "run" / layout.JOB
+    record.write_text(record.read_text().replace(f"schema: '{SCHEMA_VERSION}'", "schema: '1'"))
+    with pytest.raises(RunFolderError, match=rf"schema was '1', is '{SCHEMA_VERSION}'"):
+        make(fake_job(tmp_path), tmp_path / "run")
+    assert len(RunDir.open(tmp_path / "run").markers()) == 3
 
 
 def test_a_folder_with_other_things_in_it_is_refused_and_left_alone(tmp_path: Path) -> None:
