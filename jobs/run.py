@@ -46,6 +46,7 @@ class Tally:
     first_sampled: float | None = None
     startup: dict[str, float] = field(default_factory=dict)
     stages: Counter[str] = field(default_factory=Counter)
+    peak_rss_bytes: int = 0
 
     @property
     def committed(self) -> int:
@@ -58,6 +59,7 @@ class Tally:
         self.rejected += result.rejected
         self.failed += result.failed
         self.stages.update(result.seconds)
+        self.peak_rss_bytes = max(self.peak_rss_bytes, result.peak_rss_bytes)
 
     def planned_now(self) -> None:
         """The plan is there."""
@@ -97,6 +99,7 @@ class RunReport:
     first_images_seconds: float | None
     steady_seconds: float
     workers: int
+    peak_rss_bytes: int
     stages: dict[str, float]
 
     @property
@@ -285,5 +288,6 @@ def _report(run_dir: RunDir, index: PlanIndex, tally: Tally, stopped: bool) -> R
         first_images_seconds=round(tally.first_sampled - tally.started, 2) if tally.first_sampled else None,
         steady_seconds=round(tally.steady_seconds, 2),
         workers=tally.workers,
+        peak_rss_bytes=tally.peak_rss_bytes,
         stages={stage: round(seconds, 2) for stage, seconds in tally.stages.items()},
     )

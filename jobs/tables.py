@@ -58,6 +58,7 @@ def run_table(report: "RunReport") -> RenderableType:
         )
         table.add_row("start-up", _startup(report))
         table.add_row("device time", _shares(report))
+        table.add_row("memory", f"{report.peak_rss_bytes / 1e6:,.0f} MB in the largest worker")
     near = report.root if is_url(report.root) else os.path.relpath(report.root)
     root = report.root if near.startswith("..") else near
     table.add_row("dataset", root)

@@ -5,12 +5,14 @@ The local executor calls it directly, the Ray executor from inside an actor; it 
 
 import importlib
 import os
+import resource
 import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import plan, scorers
@@ -80,7 +82,8 @@ class ShardWorker:
         store = self._stages.store
         shard = self._plan.shard(shard_id)
         carefully = carefully or store.exists(layout.suspects_file(shard_id))
-        return run_shard(shard, self._stages, stop=self._stop.is_set, keep_failures=keep_failures or carefully, carefully=carefully)
+        result = run_shard(shard, self._stages, stop=self._stop.is_set, keep_failures=keep_failures or carefully, carefully=carefully)
+        return replace(result, peak_rss_bytes=peak_rss_bytes())
 
     def stop(self) -> None:
         """Finish the current batch, put unfinished shards aside, take no further ones."""
@@ -89,6 +92,11 @@ class ShardWorker:
     def _count(self, num_draws: int) -> None:
         with self._lock:
             self.sampled += num_draws
+
+
+def peak_rss_bytes() -> int:
+    """The most main memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _load(dotted: str) -> Any:

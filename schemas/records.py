@@ -156,7 +156,8 @@ class ShardResult:
 
     ``drained`` tells that the worker was asked to stop and left the shard part done, to be resumed.
     ``seconds`` are wall-clock seconds per stage, ``usage`` what an endpoint counted. ``batch_size`` is the largest
-    batch that fits the worker's device, None while the planned one does.
+    batch that fits the worker's device, None while the planned one does. ``peak_rss_bytes`` is the most main memory that the
+    worker's process has had so far.
     """
 
     shard_id: int
@@ -169,6 +170,7 @@ class ShardResult:
     drained: bool = False
     usage: Mapping[str, float] = field(default_factory=dict)
     batch_size: int | None = None
+    peak_rss_bytes: int = 0
 
     @property
     def draws(self) -> int:

@@ -67,7 +67,7 @@ def measure(config: Path, ways: Sequence[str], *, rounds: int, draws: int) -> di
             way,
             tuple(one["images"] / one["seconds"] for one in each),
             tuple(one["startup_seconds"] for one in each),
-            int(max(one["peak_rss_mb"] for one in each)),
+            int(max(one["peak_rss_bytes"] for one in each) / 1e6),
         )
         for way, each in found.items()
     }
@@ -81,7 +81,10 @@ def ratio(of: Measured, *to: Measured) -> float:
 def table(found: dict[str, Measured]) -> str:
     """Markdown; shares are of the limit, the faster of the two loops without any writing."""
     limits = [found[way] for way in ("limit", "bare_loop") if way in found]
-    lines = ["| way | images/s | lowest to highest | of the limit | start-up s | peak memory MB |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| way | images/s | lowest to highest | of the limit | start-up s | memory of a process MB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for way, one in found.items():
         spread, startup = f"{min(one.rates):.2f} to {max(one.rates):.2f}", statistics.median(one.startups)
         lines.append(f"| {LABELS[way]} | {one.rate:.2f} | {spread} | {ratio(one, *limits):.2f} | {startup:.1f} | {one.peak_rss_mb} |")

@@ -10,14 +10,13 @@ import io
 import json
 import multiprocessing
 import os
-import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -27,10 +26,18 @@ from jobs.bench import smaller
 from jobs.prepare import Prepared, prepare
 from pipeline.models.bare import BareLoop
 from pipeline.scorers import load_scorer
+from pipeline.worker import peak_rss_bytes
 from schemas.records import Draw
 
 CORES = os.cpu_count() or 1
-Result = tuple[float, float]  # seconds, start-up seconds
+
+
+class Result(NamedTuple):
+    """Seconds of work, seconds until then, and the most memory that a process with the models had."""
+
+    seconds: float
+    startup_seconds: float
+    peak_rss_bytes: int
 
 
 def limit(job: Prepared, draws: list[Draw]) -> Result:
@@ -47,14 +54,14 @@ def limit(job: Prepared, draws: list[Draw]) -> Result:
     found = [seconds.get() for _ in processes]
     for process in processes:
         process.join()
-    return max(found), startup
+    return Result(max(spent for spent, _ in found), startup, max(rss for _, rss in found))
 
 
 def _passes(job: Prepared, draws: list[Draw], ready: Any, seconds: Any) -> None:
     loop, scorers, size = _loaded(job, threads=1), _scorers(job, threads=1), job.config.batch_size
     loop.images_per_second(draws[:size], size, scorers)
     ready.wait()
-    seconds.put(len(draws) / loop.images_per_second(draws, size, scorers))
+    seconds.put((len(draws) / loop.images_per_second(draws, size, scorers), peak_rss_bytes()))
 
 
 def bare_loop(job: Prepared, draws: list[Draw]) -> Result:
@@ -72,7 +79,7 @@ def _bare(job: Prepared, draws: list[Draw], size: int) -> Result:
     loop, scorers = _loaded(job, threads=CORES), _scorers(job, threads=CORES)
     startup = time.perf_counter() - started
     loop.images_per_second(draws[:size], size, scorers)
-    return len(draws) / loop.images_per_second(draws, size, scorers), startup
+    return Result(len(draws) / loop.images_per_second(draws, size, scorers), startup, peak_rss_bytes())
 
 
 class RayDataActor:
@@ -86,7 +93,11 @@ class RayDataActor:
         draws = list(batch.pop("draw"))
         images = self._loop.draw(draws)
         scores = {scorer.name: scorer.score(images, [draw.prompt for draw in draws]) for scorer in self._scorers}
-        return batch | scores | {"image": [_png(image) for image in images], "began": [began] * len(draws)}
+        return (
+            batch
+            | scores
+            | {"image": [_png(image) for image in images], "began": [began] * len(draws), "rss": [peak_rss_bytes()] * len(draws)}
+        )
 
 
 def ray_data(job: Prepared, draws: list[Draw]) -> Result:
@@ -105,9 +116,9 @@ def ray_data(job: Prepared, draws: list[Draw]) -> Result:
         )
         made.write_parquet(folder)
         ended = time.time()
-        began = min(ray.data.read_parquet(folder).to_pandas()["began"])
+        table = ray.data.read_parquet(folder).to_pandas()
     ray.shutdown()
-    return ended - began, began - started
+    return Result(ended - min(table["began"]), min(table["began"]) - started, int(max(table["rss"])))
 
 
 def promptmill_local(job: Prepared, draws: list[Draw]) -> Result:
@@ -134,7 +145,7 @@ def _promptmill(job: Prepared, executor: dict[str, Any], *, threads: int) -> Res
     )
     with tempfile.TemporaryDirectory() as folder:
         report = run_verb.run(replace(job, config=config), out=folder)
-    return report.steady_seconds, report.startup_seconds
+    return Result(report.steady_seconds, report.startup_seconds, report.peak_rss_bytes)
 
 
 def _loaded(job: Prepared, *, threads: int) -> BareLoop:
@@ -159,9 +170,8 @@ WAYS: dict[str, Callable[[Prepared, list[Draw]], Result]] = {
 def main() -> None:
     way, config, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     job, draws = smaller(prepare(config), count)
-    seconds, startup = WAYS[way](job, draws)
-    rss = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print(json.dumps({"images": len(draws), "seconds": seconds, "startup_seconds": startup, "peak_rss_mb": rss // 1024}))
+    found = WAYS[way](job, draws)
+    print(json.dumps({"images": len(draws), **found._asdict()}))
 
 
 if __name__ == "__main__":
