@@ -51,9 +51,16 @@ def plan(config: Path, overrides: Sequence[str]) -> None:
 @click.option("--executor", type=click.Choice(["ray", "local"]), help="Override executor.kind.")
 @click.option("--retry-failed", is_flag=True, help="Make the failed draws of the run again, and nothing that was made.")
 @click.option("--grace", type=float, metavar="SECONDS", help="Override executor.grace_seconds: the time to finish after SIGTERM or Ctrl-C.")
+@click.option("--profile", is_flag=True, help="Write Chrome traces of each worker into RUN/profile: its stages, and one batch by operator.")
 @SET
 def run(
-    config: Path, out: str | Path | None, executor: str | None, retry_failed: bool, grace: float | None, overrides: Sequence[str]
+    config: Path,
+    out: str | Path | None,
+    executor: str | None,
+    retry_failed: bool,
+    grace: float | None,
+    profile: bool,
+    overrides: Sequence[str],
 ) -> None:
     """Start a job, or go on where it stopped: the same command resumes.
 
@@ -70,7 +77,8 @@ def run(
         overrides = [*overrides, f"executor.grace_seconds={grace}"]
     prepared = prepare(config, overrides)
     with display(_stderr()) as shown:
-        report = run_verb.run(prepared, out=out, retry_failed=retry_failed, on_tally=shown.tally, on_message=shown.message)
+        told = {"on_tally": shown.tally, "on_message": shown.message}
+        report = run_verb.run(prepared, out=out, retry_failed=retry_failed, profile=profile, **told)
     _stdout().print(run_table(report))
     if report.stopped:
         click.echo(f"stopped; to go on: {shlex.join(['promptmill', *sys.argv[1:]])}", err=True)

@@ -22,6 +22,7 @@ from jobs.run_dir import RunDir
 from pipeline import plan
 from pipeline.worker import WorkOrder
 from schemas import layout
+from schemas.errors import ModelError
 from schemas.records import PlanIndex, ShardResult
 
 
@@ -118,14 +119,17 @@ def run(
     *,
     out: str | Path | None = None,
     retry_failed: bool = False,
+    profile: bool = False,
     model_loader: str = "pipeline.models:load_model",
     on_tally: Callable[[Tally], None] = lambda tally: None,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> RunReport:
     """Make everything of the job that is not made yet, and with ``retry_failed`` also what failed before.
 
-    Raises UserError; whatever was committed stays.
+    With ``profile`` workers write traces into the run folder. Raises UserError; whatever was committed stays.
     """
+    if profile and prepared.config.model.endpoint:
+        raise ModelError(f"model {prepared.config.model.id}: an endpoint's server cannot be profiled from here; take --profile out")
     tally = Tally()
     out = out or prepared.out
     prepared = settled(prepared, out, model_loader=model_loader, on_message=on_message)
@@ -138,6 +142,7 @@ def run(
         model=prepared.model,
         scorers=prepared.scorers,
         model_loader=model_loader,
+        profile=profile,
     )
     with hold(run_dir.store, stop, on_message) as lease:
         report = _run(run_dir, index, prepared, order, tally, retry_failed, stop, on_tally, on_message)

@@ -70,6 +70,7 @@ class Stages:
     worker: str
     device: Device = field(default_factory=Device)
     on_batch: Callable[[int], None] = lambda num_draws: None
+    on_stage: Callable[[str, float, float], None] = lambda stage, start_seconds, seconds: None
 
     def get_input(self, sha256: str) -> bytes:
         """Bytes of an input image. Raises RunFolderError."""
@@ -93,7 +94,7 @@ def run_shard(
     for a shard that a worker died over: see ``pipeline.suspects``.
     """
     digest = plan.draws_digest(shard.draws)
-    clock = _Clock()
+    clock = _Clock(stages.on_stage)
     outcomes, drained = (_make_carefully if carefully else _make)(shard, digest, stages, stop, clock)
     if drained:
         save_partial(stages.store, shard.shard_id, outcomes, digest)
@@ -124,7 +125,7 @@ def remake(draws: Sequence[Draw], stages: Stages) -> list[Outcome]:
     """Make draws again outside any shard, at the planned batch shape; for ``verify``."""
     outcomes: list[Outcome] = []
     for batch in plan.batches(draws, stages.config.batch_size):
-        outcomes += _encode_batch(_sample_and_score(batch, stages, _Clock()), stages.config.output)
+        outcomes += _encode_batch(_sample_and_score(batch, stages, _Clock(stages.on_stage)), stages.config.output)
     by_id = {outcome.draw.sample_id: outcome for outcome in outcomes}
     return [by_id[draw.sample_id] for draw in draws]
 
@@ -252,7 +253,8 @@ def _rankable(config: JobConfig) -> bool:
 class _Clock:
     """Seconds per stage of one shard, and what its model used. Encoding adds up from threads, so it can exceed the wall clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_stage: Callable[[str, float, float], None]) -> None:
+        self._on_stage = on_stage
         self.seconds: dict[str, float] = {}
         self.usage: dict[str, float] = {}
         self._lock = threading.Lock()
@@ -266,16 +268,18 @@ class _Clock:
         try:
             yield
         finally:
-            self._add(stage, time.perf_counter() - start)
+            self._add(stage, start)
 
     @contextmanager
     def waiting(self, device: Device) -> Iterator[None]:
         """Hold the device; the wait for it counts as ``wait``."""
         start = time.perf_counter()
         with device():
-            self._add("wait", time.perf_counter() - start)
+            self._add("wait", start)
             yield
 
-    def _add(self, stage: str, seconds: float) -> None:
+    def _add(self, stage: str, start: float) -> None:
+        seconds = time.perf_counter() - start
+        self._on_stage(stage, start, seconds)
         with self._lock:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds

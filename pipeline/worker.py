@@ -3,6 +3,7 @@
 The local executor calls it directly, the Ray executor from inside an actor; it knows neither.
 """
 
+import gzip
 import importlib
 import os
 import resource
@@ -16,11 +17,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import plan, scorers
+from pipeline.models.base import ImageModel
 from pipeline.models.resolve import ModelCard
 from pipeline.scorers.here import on_this_machine
 from pipeline.scorers.resolve import ScorerCard
 from pipeline.shard import MAX_WAITING_BATCHES, Stages, run_shard
-from pipeline.store import open_store
+from pipeline.store import Store, open_store
+from pipeline.timeline import Timeline
 from schemas import layout
 from schemas.config import JobConfig
 from schemas.records import ShardResult
@@ -32,7 +35,8 @@ SHARDS_AT_ONCE = 2  # one samples while the other's last images are encoded and 
 class WorkOrder:
     """All that a worker needs to know, small and plain enough to be sent anywhere.
 
-    ``model_loader`` names the function (``module:name``) that makes the ImageModel; tests put a fake there.
+    ``model_loader`` names the function (``module:name``) that makes the ImageModel; tests put a fake there. With ``profile``
+    a worker writes traces into the run folder.
     """
 
     root: str
@@ -40,6 +44,7 @@ class WorkOrder:
     model: ModelCard
     scorers: tuple[ScorerCard, ...]
     model_loader: str = "pipeline.models:load_model"
+    profile: bool = False
 
 
 class ShardWorker:
@@ -61,14 +66,17 @@ class ShardWorker:
         loaded = [scorers.load_scorer(card, cpu_threads=config.model.cpu_threads) for card in cards]
         times.append(time.perf_counter())
         self.loading = {"model": times[1] - times[0], "scorers": times[2] - times[1]}
+        store, worker = open_store(order.root), f"{socket.gethostname()}:{os.getpid()}"
+        self._profile, self._timeline = order.profile, Timeline()
         self._stages = Stages(
             config=config,
-            model=model,
+            model=_profiled(model, store, worker) if order.profile else model,
             scorers=loaded,
-            store=open_store(order.root),
+            store=store,
             encoders=ThreadPoolExecutor(max_workers=MAX_WAITING_BATCHES + 1, thread_name_prefix="encode"),
-            worker=f"{socket.gethostname()}:{os.getpid()}",
+            worker=worker,
             on_batch=self._count,
+            on_stage=self._timeline.add,
         )
         self._plan = plan.PlanReader(self._stages.store)
 
@@ -83,6 +91,8 @@ class ShardWorker:
         shard = self._plan.shard(shard_id)
         carefully = carefully or store.exists(layout.suspects_file(shard_id))
         result = run_shard(shard, self._stages, stop=self._stop.is_set, keep_failures=keep_failures or carefully, carefully=carefully)
+        if self._profile:
+            store.put(layout.profile_file(self._stages.worker), gzip.compress(self._timeline.to_json()))
         return replace(result, peak_rss_bytes=peak_rss_bytes())
 
     def stop(self) -> None:
@@ -92,6 +102,12 @@ class ShardWorker:
     def _count(self, num_draws: int) -> None:
         with self._lock:
             self.sampled += num_draws
+
+
+def _profiled(model: ImageModel, store: Store, worker: str) -> ImageModel:
+    from pipeline.models.profiled import ProfiledModel
+
+    return ProfiledModel(model, lambda trace: store.put(layout.profile_file(worker, ops=True), gzip.compress(trace)))
 
 
 def peak_rss_bytes() -> int:

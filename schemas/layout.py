@@ -15,6 +15,7 @@
     RUN/judged/judged.json        other rules that judge the run now, and the tables that hold their verdicts
     RUN/judged/1f2e…-000.parquet  the metadata table with these verdicts
     RUN/scores/00017.NAME.parquet scores that 'promptmill rescore' added to a shard
+    RUN/profile/HOST-1.json.gz    with --profile: stages of a worker, a Chrome trace; HOST-1.ops.json.gz: one batch by operator
     RUN/events.jsonl              what happened when; in an object store a folder of pieces, in order
     RUN/lease.json                the driver that is at work; gone when it has ended
 """
@@ -32,6 +33,7 @@ EVENTS = "events.jsonl"
 LEASE = "lease.json"
 JUDGED = "judged"
 SCORES = "scores"
+PROFILE = "profile"
 JUDGED_INDEX = "judged/judged.json"
 
 SHARDS_PER_PLAN_FILE = 1000
@@ -80,6 +82,11 @@ def judged_file(judged_id: str, number: int) -> str:
 def scores_file(shard_id: int, scorer: str) -> str:
     """Scores of one shard that were added after the run."""
     return f"{SCORES}/{shard_id:05d}.{scorer}.parquet"
+
+
+def profile_file(worker: str, *, ops: bool = False) -> str:
+    """Chrome trace of a worker: its stages, or one batch by operator."""
+    return f"{PROFILE}/{worker.replace(':', '-')}{'.ops' if ops else ''}.json.gz"
 
 
 def suspects_file(shard_id: int) -> str:
