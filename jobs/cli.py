@@ -275,8 +275,10 @@ def verify(run: str | Path, regenerate: int, samples: Sequence[str]) -> None:
     if samples and regenerate:
         raise click.UsageError("--sample and --regenerate: give one of them.")
     run_dir = RunDir.open(run)
-    remake = _remaker(run_dir) if samples or regenerate else None
-    report = verify_samples(run_dir, samples, remake) if samples else check(run_dir, regenerate=regenerate, remake=remake)
+    if samples:
+        report = verify_samples(run_dir, samples, _remaker(run_dir))
+    else:
+        report = check(run_dir, regenerate=regenerate, remake=_remaker(run_dir) if regenerate else None)
     for problem in report.problems:
         click.echo(str(problem), err=True)
     click.echo(report.summary())
