@@ -3,6 +3,7 @@
 The log is the only file that is appended to, so a kill can tear its last line; torn and foreign lines are skipped.
 """
 
+import io
 import json
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ BEGINNINGS = ("start", "resume")
 ENDINGS = ("finish", "drained", "drain")
 MISHAPS = ("worker_lost", "worker_hung", "worker_refused", "shard_retry", "shard_abandoned", "shard_damaged", "batch_halved")
 LATEST = 5  # mishaps that are kept in full
+RECENT = 1025  # committed shards of a session that are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,34 +40,51 @@ class Mishap:
 
 @dataclass(slots=True, kw_only=True)
 class WorkerSeen:
-    """One process that held the models; ``load_seconds`` is how long it took to load them."""
+    """One process that held the models, and what it has committed. ``load_seconds`` is how long it took to load them."""
 
-    ready_at: datetime
+    ready_at: datetime | None = None
     load_seconds: float = 0.0
     lost: bool = False
+    shards: int = 0
+    draws: int = 0
+    last_at: datetime | None = None
 
 
 @dataclass(slots=True, kw_only=True)
 class Session:
-    """One start of ``promptmill run``. ``ended`` is false while it goes on, and for ever if it was killed."""
+    """One start of ``promptmill run``. ``ended`` is false while it goes on, and for ever if it was killed.
+
+    ``draws`` are those of the committed shards, the latest of which are in ``recent``.
+    """
 
     started_at: datetime
     last_at: datetime
     host: str | None = None
     pid: int | None = None
     ended: bool = False
-    done: list[Done] = field(default_factory=list)
+    shards: int = 0
+    draws: int = 0
+    recent: deque[Done] = field(default_factory=lambda: deque(maxlen=RECENT))
     workers: dict[str, WorkerSeen] = field(default_factory=dict)
 
     @property
     def ready_at(self) -> datetime:
         """When sampling could begin: the first worker was ready."""
-        return min((worker.ready_at for worker in self.workers.values()), default=self.started_at)
+        return min((worker.ready_at for worker in self.workers.values() if worker.ready_at), default=self.started_at)
 
     @property
     def working_seconds(self) -> float:
         """From then to the last committed shard."""
-        return max(0.0, (self.done[-1].at - self.ready_at).total_seconds()) if self.done else 0.0
+        return max(0.0, (self.recent[-1].at - self.ready_at).total_seconds()) if self.recent else 0.0
+
+    def add(self, done: Done) -> None:
+        """A shard was committed."""
+        worker = self.workers.setdefault(done.worker, WorkerSeen())
+        for one in (self, worker):
+            one.shards += 1
+            one.draws += done.draws
+        worker.last_at = done.at
+        self.recent.append(done)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,7 +100,7 @@ def read_history(log: bytes) -> History:
     """The history in the bytes of an event log."""
     history = History()
     actors: dict[Any, str] = {}
-    for at, event in _events(log.splitlines()):
+    for at, event in _events(io.BytesIO(log)):
         with suppress(TypeError, ValueError):  # facts of another type than ours
             _take(history, actors, at, event)
     return history
@@ -110,7 +129,7 @@ def _take(history: History, actors: dict[Any, str], at: datetime, event: dict[st
     if kind in ENDINGS:
         session.ended = True
     elif kind == "shard_done":
-        session.done.append(Done(at=at, worker=str(event.get("worker", "")), draws=int(event.get("draws", 0))))
+        session.add(Done(at=at, worker=str(event.get("worker", "")), draws=int(event.get("draws", 0))))
     elif kind == "worker_ready":
         name = str(event.get("worker", ""))
         actors[event.get("actor")] = name

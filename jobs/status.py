@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from jobs.committed import Reason, SlowShard, read_committed
-from jobs.history import Done, History, Mishap, Session, WorkerSeen, read_history
+from jobs.history import RECENT, History, Mishap, Session, WorkerSeen, read_history
 from jobs.judged import read_judged
 from jobs.query import query
 from jobs.run_dir import RunDir
@@ -166,16 +166,17 @@ def _ask_for_reasons(ask: Ask) -> tuple[tuple[Reason, ...], str | None]:
 def _rate(history: History) -> float | None:
     """Over all starts, pauses between them left out."""
     seconds = sum(session.working_seconds for session in history.sessions)
-    draws = sum(done.draws for session in history.sessions for done in session.done)
+    draws = sum(session.draws for session in history.sessions)
     return round(draws / seconds, 3) if seconds else None
 
 
 def _recent_rate(latest: Session | None) -> float | None:
-    if latest is None or not latest.done:
+    if latest is None or not latest.recent:
         return None
-    many = max(RECENT_SHARDS, 4 * len(latest.workers))
-    recent = latest.done[-many:]
-    since = latest.done[-many - 1].at if len(latest.done) > many else latest.ready_at
+    many = min(max(RECENT_SHARDS, 4 * len(latest.workers)), RECENT - 1)
+    kept = list(latest.recent)[-many - 1 :]
+    recent = kept[-many:]
+    since = kept[0].at if len(kept) > many else latest.ready_at
     seconds = (recent[-1].at - since).total_seconds()
     return round(sum(done.draws for done in recent) / seconds, 3) if seconds > 0 else None
 
@@ -183,19 +184,15 @@ def _recent_rate(latest: Session | None) -> float | None:
 def _workers(latest: Session | None) -> tuple[WorkerStatus, ...]:
     if latest is None:
         return ()
-    done: dict[str, list[Done]] = {name: [] for name in latest.workers}
-    for one in latest.done:
-        done.setdefault(one.worker, []).append(one)
-    return tuple(_worker(name, shards, latest.workers.get(name)) for name, shards in done.items())
+    return tuple(_worker(name, seen) for name, seen in latest.workers.items())
 
 
-def _worker(name: str, done: list[Done], seen: WorkerSeen | None) -> WorkerStatus:
-    draws = sum(one.draws for one in done)
-    seconds = (done[-1].at - seen.ready_at).total_seconds() if done and seen else 0.0
+def _worker(name: str, seen: WorkerSeen) -> WorkerStatus:
+    seconds = (seen.last_at - seen.ready_at).total_seconds() if seen.last_at and seen.ready_at else 0.0
     return WorkerStatus(
         name=name,
-        shards=len(done),
-        draws=draws,
-        images_per_second=round(draws / seconds, 3) if seconds > 0 else None,
-        lost=seen is not None and seen.lost,
+        shards=seen.shards,
+        draws=seen.draws,
+        images_per_second=round(seen.draws / seconds, 3) if seconds > 0 else None,
+        lost=seen.lost,
     )
