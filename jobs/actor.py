@@ -32,6 +32,11 @@ class Actor:
         if self._worker:
             self._worker.stop()
 
+    def release(self, shard_id: int) -> None:
+        """Put a shard aside for an idle actor, unless it has the device for itself."""
+        if self._worker:
+            self._worker.release(shard_id)
+
     def pulse(self) -> tuple[int, float]:
         """Draws sampled so far, and the seconds that the current batch has taken."""
         return (self._worker.sampled, self._worker.stages.device.busy_seconds) if self._worker else (0, 0.0)

@@ -83,6 +83,7 @@ class _Pool:
         self._loading: dict[Any, int] = {actor.load.remote(): number for number, actor in enumerate(self._actors)}
         self._running: dict[Any, tuple[int, Task]] = {}
         self._in_flight: Counter[int] = Counter()
+        self._releasing: dict[int, Any] = {}  # by actor, the shard that it was asked to put aside
         self._poll_at = 0.0
         self._ready: set[int] = set()
         self._refused: dict[int, Exception] = {}
@@ -98,6 +99,7 @@ class _Pool:
         """Results as they come; ends when all is done, or all that was running is put aside."""
         while self._running or (self._queue and not self._control.stop.is_set()):
             self._hand_out()
+            self._share_out()
             self._grow()
             if self._control.stop.is_set() and not self._stopping:
                 self._stopping = True
@@ -123,6 +125,18 @@ class _Pool:
             task = self._queue.take()
             self._running[self._actors[number].run.remote(task.shard_id, task.is_last, task.carefully)] = (number, task)
             self._in_flight[number] += 1
+
+    def _share_out(self) -> None:
+        """At the end of the run: a shard that waits for the device of a busy actor goes on at an idle one."""
+        idle = sum(not self._in_flight[number] for number in self._ready) - len(self._releasing)
+        if self._queue or idle <= 0 or self._control.stop.is_set():
+            return
+        latest = {number: (ref, task) for ref, (number, task) in self._running.items() if self._in_flight[number] > 1}
+        for number, (ref, task) in latest.items():
+            if idle > 0 and number in self._ready and number not in self._releasing:
+                self._actors[number].release.remote(task.shard_id)
+                self._releasing[number] = ref
+                idle -= 1
 
     def _grow(self) -> None:
         """Use nodes that have joined, and those that could not load before. Actors of nodes that have left wait for room,
@@ -163,6 +177,8 @@ class _Pool:
     def _finished(self, ref: Any) -> ShardResult | None:
         number, task = self._running.pop(ref)
         self._in_flight[number] -= 1
+        if self._releasing.get(number) == ref:
+            del self._releasing[number]
         try:
             result: ShardResult = ray.get(ref)
         except RayActorError as error:
@@ -177,7 +193,11 @@ class _Pool:
             else:
                 raise cause from None
         else:
-            self._queue.succeeded()
+            if result.drained and not self._control.stop.is_set():
+                self._queue.give_back(task)
+                self._control.on_event("shard_moved", shard_id=task.shard_id, actor=number)
+            else:
+                self._queue.succeeded()
             return result
         return None
 

@@ -69,7 +69,7 @@ class Stages:
     encoders: Executor
     worker: str
     device: Device = field(default_factory=Device)
-    on_batch: Callable[[int], None] = lambda num_draws: None
+    on_batch: Callable[[int, int], None] = lambda shard_id, num_draws: None
     on_stage: Callable[[str, float, float], None] = lambda stage, start_seconds, seconds: None
 
     def get_input(self, sha256: str) -> bytes:
@@ -138,7 +138,7 @@ def _make(shard: Shard, digest: str, stages: Stages, stop: Callable[[], bool], c
     for batch in plan.batches(shard.draws, stages.config.batch_size):
         missing = [draw for draw in batch if draw.sample_id not in finished]
         if not missing:
-            stages.on_batch(len(batch))
+            stages.on_batch(shard.shard_id, len(batch))
             continue
         if drained := stop():
             break
@@ -148,7 +148,7 @@ def _make(shard: Shard, digest: str, stages: Stages, stop: Callable[[], bool], c
         with clock.waiting(stages.device):
             sampled = _sample_and_score(missing, stages, clock)
         futures.append(stages.encoders.submit(_timed_encode, sampled, stages.config.output, clock))
-        stages.on_batch(len(batch))
+        stages.on_batch(shard.shard_id, len(batch))
     for future in futures:
         finished |= {outcome.draw.sample_id: outcome for outcome in future.result()}
     return [finished[draw.sample_id] for draw in shard.draws if draw.sample_id in finished], drained
@@ -175,7 +175,7 @@ def _make_carefully(shard: Shard, digest: str, stages: Stages, stop: Callable[[]
                     sampled = _sample_and_score(group, stages, clock)
                 finished |= {outcome.draw.sample_id: outcome for outcome in _timed_encode(sampled, stages.config.output, clock)}
                 save_partial(stages.store, shard.shard_id, so_far(), digest)
-        stages.on_batch(len(batch))
+        stages.on_batch(shard.shard_id, len(batch))
     suspects.save(stages.store, shard.shard_id, note)
     return so_far(), False
 

@@ -58,6 +58,8 @@ class ShardWorker:
         config = JobConfig.model_validate(order.config)
         self._stop = threading.Event()
         self._lock = threading.Lock()
+        self._to_sample: dict[int, int] = {}  # by shard, draws that are not sampled yet
+        self._released: set[int] = set()
         self.sampled = 0
         cards = [on_this_machine(card, config.scorers[card.name]) for card in order.scorers]  # before anything large is loaded
         times = [time.perf_counter()]
@@ -90,7 +92,15 @@ class ShardWorker:
         store = self._stages.store
         shard = self._plan.shard(shard_id)
         carefully = carefully or store.exists(layout.suspects_file(shard_id))
-        result = run_shard(shard, self._stages, stop=self._stop.is_set, keep_failures=keep_failures or carefully, carefully=carefully)
+        with self._lock:
+            self._to_sample[shard_id] = len(shard.draws)
+        try:
+            keep = keep_failures or carefully
+            result = run_shard(shard, self._stages, stop=lambda: self._must_stop(shard_id), keep_failures=keep, carefully=carefully)
+        finally:
+            with self._lock:
+                self._to_sample.pop(shard_id, None)
+                self._released.discard(shard_id)
         if self._profile:
             store.put(layout.profile_file(self._stages.worker), gzip.compress(self._timeline.to_json()))
         return replace(result, peak_rss_bytes=peak_rss_bytes())
@@ -99,9 +109,20 @@ class ShardWorker:
         """Finish the current batch, put unfinished shards aside, take no further ones."""
         self._stop.set()
 
-    def _count(self, num_draws: int) -> None:
+    def release(self, shard_id: int) -> None:
+        """Put this shard aside, if it must wait for the device while another one is sampled: an idle worker will go on with it."""
+        with self._lock:
+            others = sum(left for other, left in self._to_sample.items() if other != shard_id and other not in self._released)
+            if others and self._to_sample.get(shard_id):
+                self._released.add(shard_id)
+
+    def _must_stop(self, shard_id: int) -> bool:
+        return self._stop.is_set() or shard_id in self._released
+
+    def _count(self, shard_id: int, num_draws: int) -> None:
         with self._lock:
             self.sampled += num_draws
+            self._to_sample[shard_id] = self._to_sample.get(shard_id, num_draws) - num_draws
 
 
 def _profiled(model: ImageModel, store: Store, worker: str) -> ImageModel:

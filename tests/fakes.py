@@ -92,6 +92,28 @@ def load_small(card: ModelCard, config: ModelConfig) -> FakeModel:
     return FakeModel(largest_batch=2)
 
 
+def load_one_slow(card: ModelCard, config: ModelConfig) -> FakeModel:
+    """A model that takes a second for a batch in the first process that loads it, and does not begin before a second one has."""
+    first = Path(os.environ["PROMPTMILL_TEST_SLOW"])
+    second = first.with_suffix(".second")
+    model = FakeModel()
+    try:
+        first.touch(exist_ok=False)
+    except FileExistsError:
+        second.touch()
+        return model
+    generate = model.generate
+
+    def slowly(draws: Sequence[Draw], conditions: Sequence[Conditions] = ()) -> Generated:
+        while not second.exists():
+            time.sleep(0.02)
+        time.sleep(1.0)
+        return generate(draws, conditions)
+
+    model.generate = slowly
+    return model
+
+
 def load_where_it_may(card: ModelCard, config: ModelConfig) -> FakeModel:
     """A model whose files are missing on nodes that were started with PROMPTMILL_TEST_BARE."""
     if os.environ.get("PROMPTMILL_TEST_BARE"):

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -212,6 +213,22 @@ def test_kill_9_of_an_actor_in_a_shard_changes_nothing(tmp_path: Path) -> None:
     assert "worker_lost" in events(out)
     make(fake_job(tmp_path, prompts={"texts": [f"SLOW picture {n}" for n in range(40)]}), tmp_path / "undisturbed")
     assert dataset(out) == dataset(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_one_slow_worker_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins two shards, of ten seconds each on its device; the idle worker goes on with one of them."""
+    monkeypatch.setenv("PROMPTMILL_TEST_SLOW", str(tmp_path / "first"))
+    sections = {"prompts": {"texts": [f"picture {n}" for n in range(240)], "draws_per_prompt": 1}, "output": {"shard_size": 40}}
+    job = fake_job(tmp_path, **sections, executor=RAY2)
+    report = run_verb.run(job, out=tmp_path / "run", model_loader="tests.fakes:load_one_slow")
+    assert (report.exit_code, report.accepted) == (0, 240)
+    log = [json.loads(line) for line in (tmp_path / "run" / layout.EVENTS).read_text().splitlines()]
+    made = Counter(event["worker"] for event in log if event["event"] == "shard_done")
+    assert sorted(made.values()) == [1, 5]
+    assert sum(event["event"] == "shard_moved" for event in log) == 1
+    make(fake_job(tmp_path, **sections), tmp_path / "undisturbed")
+    assert dataset(tmp_path / "run") == dataset(tmp_path / "undisturbed")
 
 
 @pytest.mark.slow
