@@ -19,6 +19,7 @@ from xml.sax.saxutils import escape
 
 from jobs.bench import machine
 from tests.benchmarks import narrow_sd
+from tests.benchmarks.page import fill
 from tests.benchmarks.ways import WAYS
 from tests.conftest import REPOSITORY
 
@@ -31,7 +32,6 @@ LABELS = {
     "promptmill_ray_1": "promptmill, Ray, one actor",
     "promptmill_ray": "promptmill, Ray, an actor per core",
 }
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,8 @@ def main() -> None:
     ]
     print("\n\n".join(texts))
     if args.write:
-        docs = REPOSITORY / "docs"
-        (docs / "speed.svg").write_text(chart(demo, "demo model, images per second"))
-        page = (docs / "speed.md").read_text()
-        before, rest = page.split(BEGIN)
-        (docs / "speed.md").write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(texts) + f"\n\n{END}{rest.split(END)[1]}")
+        (REPOSITORY / "docs" / "speed.svg").write_text(chart(demo, "demo model, images per second"))
+        fill("measured", texts)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""What one image costs on its way to the disk: `python -m tests.benchmarks.encoding`. Prints a Markdown table.
+"""What one image costs on its way to the disk: `python -m tests.benchmarks.encoding [--write]`. Prints a Markdown table,
+and with `--write` puts it into docs/speed.md.
 
 The pictures are 1/f noise, whose spectrum is that of photographs (Field 1987, doi.org/10.1364/JOSAA.4.002379), and flat
 shapes as the demo model draws them: the two ends of what generators make.
 """
 
 import statistics
+import sys
 import time
 
 import numpy as np
@@ -12,6 +14,7 @@ import numpy as np
 from jobs.bench import machine
 from pipeline.encode import encode
 from schemas.config import OutputConfig
+from tests.benchmarks.page import fill
 
 FORMATS = ("webp", "png", "jpeg")
 REPEATS = 7
@@ -56,4 +59,7 @@ def rows() -> list[str]:
 
 
 if __name__ == "__main__":
-    print(f"On one core of {machine()}, medians of {REPEATS}, hashes included:\n\n" + "\n".join(rows()))
+    texts = [f"On one core of {machine()}, medians of {REPEATS}, hashes included:", "\n".join(rows())]
+    print("\n\n".join(texts))
+    if "--write" in sys.argv:
+        fill("encoding", texts)

@@ -8,6 +8,7 @@ into docs/speed.md.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import sys
 import tempfile
@@ -28,9 +29,9 @@ from pipeline.scorers.base import Scorer
 from schemas.config import ModelConfig
 from schemas.records import Draw
 from tests.benchmarks import narrow_flux, narrow_sd
+from tests.benchmarks.page import fill
 from tests.conftest import REPOSITORY
 
-BEGIN, END = "<!-- switches: begin -->", "<!-- switches: end -->"
 Switches = Mapping[str, Any]
 FOR_UNETS: dict[str, Switches] = {
     "channels_last": {"channels_last": True},
@@ -74,6 +75,9 @@ def measure(config: Path, ways: Mapping[str, Switches], *, draws: int, rounds: i
     models: dict[str, ImageModel] = {}
     first: dict[str, float] = {}
     for name, switches in {"none": {}, **ways}.items():
+        if "quantize" in switches and importlib.util.find_spec("torchao") is None:
+            print(f"{name}: left out, torchao is not installed", file=sys.stderr)
+            continue
         settings = ModelConfig.model_validate(job.config.model.model_dump() | {"compute": switches})
         models[name] = load_model(job.model, settings)
         first[name], _ = _draw(models[name], sample[:size], size)
@@ -125,10 +129,10 @@ def _measured(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--draws", type=int, default=32, help="images a round of the demo model; a quarter of it of the others")
+    parser.add_argument("--draws", type=int, default=32, help="images a round of the demo model; an eighth of it of the others")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/speed.md")
     args = parser.parse_args()
-    few = max(4, args.draws // 4)
+    few = max(4, args.draws // 8)
     with tempfile.TemporaryDirectory() as folder:
         jobs = [
             ("The demo model", REPOSITORY / "configs" / "demo.yaml", FOR_UNETS, args.draws),
@@ -149,9 +153,7 @@ def main() -> None:
         texts += [f"{title}:\n\n{table(measure(config, ways, draws=draws, rounds=args.rounds))}" for title, config, ways, draws in jobs]
     print("\n\n".join(texts))
     if args.write:
-        page = REPOSITORY / "docs" / "speed.md"
-        before, rest = page.read_text().split(BEGIN)
-        page.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(texts) + f"\n\n{END}{rest.split(END)[1]}")
+        fill("switches", texts)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,14 @@
+"""docs/speed.md, whose figures the scripts of this folder put between marks of their own."""
+
+from collections.abc import Sequence
+
+from tests.conftest import REPOSITORY
+
+PAGE = REPOSITORY / "docs" / "speed.md"
+
+
+def fill(name: str, texts: Sequence[str]) -> None:
+    """Put paragraphs between ``<!-- name: begin -->`` and ``<!-- name: end -->``, in the place of what stands there."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, rest = PAGE.read_text().split(begin)
+    PAGE.write_text(f"{before}{begin}\n\n" + "\n\n".join(texts) + f"\n\n{end}{rest.split(end)[1]}")
