@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from pipeline.inputs import Conditions
 from pipeline.models.base import Generated
+from pipeline.models.blend import Blend
 from pipeline.models.embeddings import PromptEncoder, TokenCounter, accepted
 from pipeline.models.load_addons import MISFITS, add_embeddings, add_loras
 from pipeline.models.modes import CONTROLNETS
@@ -37,7 +39,7 @@ log = logging.getLogger(__name__)
 
 _CONDITIONS = {"image", "mask_image", "control_image"}
 _CONTENT = {"prompt", "class_labels", "batch_size"}  # what to draw: a text, a class, or only how many
-_PADS_TO_THE_LONGEST = ("QwenImage", "CogView4")  # texts of a batch; the padding changes the last bits of an image
+_PADS_TO_THE_LONGEST = ("QwenImage", "CogView4", "ZImage")  # texts of a batch; the padding changes the last bits of an image
 _OTHER_MEDIA = {"num_frames", "video_length", "audio_length_in_s", "audio_end_in_s"}
 _AS_ASKED = {"use_resolution_binning": False, "clean_caption": False}  # defaults that change the size or the prompt behind one's back
 
@@ -69,10 +71,11 @@ class DiffusersModel:
         first = draws[0]
         generators = [torch.Generator("cpu").manual_seed(draw.seed) for draw in draws]
         self._use(self._seeded_scheduler(first.scheduler, generators))
-        latents = _LastLatents()
+        given = self._condition_arguments(draws, conditions)
+        latents = _LastLatents(self._blend(draws, given))
         arguments = (
             self._content_arguments(draws)
-            | self._condition_arguments(draws, conditions)
+            | given
             | _AS_ASKED
             | {
                 "num_inference_steps": first.steps,
@@ -88,7 +91,8 @@ class DiffusersModel:
             forget_steps(network(self._pipe))
         with torch.inference_mode(), _no_shared_noise(type(self._pipe).__name__):
             output = self._pipe(**accepted(self._pipe.__call__, arguments))
-        return self._generated(draws, np.asarray(output[0], dtype=np.float32), latents.finite(len(draws)), _flags(output, len(draws)))
+        made = self._generated(draws, np.asarray(output[0], dtype=np.float32), latents.finite(len(draws)), _flags(output, len(draws)))
+        return replace(made, images_NHWC=_kept(made.images_NHWC, conditions))
 
     @property
     def _needs_to_be_alone(self) -> bool:
@@ -109,6 +113,12 @@ class DiffusersModel:
         if draws[0].strength is not None:
             found["strength"] = draws[0].strength
         return found
+
+    def _blend(self, draws: Sequence[Draw], given: Mapping[str, Any]) -> Blend | None:
+        """What keeps the unmasked part of an image, where the pipeline has no mask of its own."""
+        if "mask_image" not in given or "mask_image" in self._takes:
+            return None
+        return Blend(self._pipe, given["image"], given["mask_image"], [draw.seed for draw in draws])
 
     def _use(self, scheduler: Any) -> None:
         """Set it on the pipeline, and on the decoder of a cascade, which is a pipeline of its own."""
@@ -228,10 +238,13 @@ def _no_shared_noise(pipeline_class: str) -> Iterator[None]:
 class _LastLatents:
     """``callback_on_step_end`` that remembers the latents: after a NaN, decoding leaves a black image and no trace."""
 
-    def __init__(self) -> None:
+    def __init__(self, blend: Blend | None = None) -> None:
         self._latents: torch.Tensor | None = None
+        self._blend = blend
 
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if self._blend:
+            tensors["latents"] = self._blend(pipe, step, tensors["latents"])
         self._latents = tensors["latents"]
         return tensors
 
@@ -246,6 +259,15 @@ def _makes_more_than_an_image(takes: Mapping[str, inspect.Parameter], mode: Mode
     """Whether a pipeline makes video or sound, or needs other inputs than texts and those of the mode."""
     needed = [name for name, one in takes.items() if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     return bool(_OTHER_MEDIA & set(takes)) or bool(set(needed) - {"prompt", "class_labels", *(_CONDITIONS if INPUTS[mode] else ())})
+
+
+def _kept(images_NHWC: np.ndarray, conditions: Sequence[Conditions]) -> np.ndarray:
+    """The images with the init image's own pixels where its mask keeps them: decoding changes those of kept latents too."""
+    kept = [
+        image if one.mask_HW is None or one.init_HWC is None else np.where(one.mask_HW[..., None], image, one.init_HWC)
+        for image, one in zip(images_NHWC, conditions, strict=bool(conditions))
+    ]
+    return np.stack(kept) if kept else images_NHWC
 
 
 def _image_tensor(images_HWC: Sequence[np.ndarray]) -> torch.Tensor:

@@ -86,6 +86,32 @@ FAMILIES: tuple[Family, ...] = (
         note="images are drawn one by one: a batch would pad texts to its longest, which changes the last bits",
     ),
     Family(
+        name="Z-Image",
+        pipeline="ZImagePipeline",
+        predicts=_FLOW,
+        checkpoints=(("Tongyi-MAI/Z-Image-Turbo", "Apache-2.0"),),
+        note="Turbo: 8 or 9 steps, guidance_scale 0; images are drawn one by one, as of Qwen-Image",
+    ),
+    Family(
+        name="FLUX.2 [klein]",
+        pipeline="Flux2KleinPipeline",
+        predicts=_FLOW,
+        checkpoints=(("black-forest-labs/FLUX.2-klein-4B", "Apache-2.0"),),
+        note="4 steps, guidance_scale 1; no negative prompt",
+    ),
+    Family(
+        name="Sana",
+        pipeline="SanaPipeline",
+        predicts=_FLOW,
+        checkpoints=(("Efficient-Large-Model/Sana_1600M_1024px_diffusers", "NVIDIA Source Code License"),),
+    ),
+    Family(
+        name="HunyuanDiT",
+        pipeline="HunyuanDiTPipeline",
+        predicts=("epsilon", "v_prediction"),
+        checkpoints=(("Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers", "Tencent Hunyuan Community"),),
+    ),
+    Family(
         name="Kandinsky 2.2 (prior and decoder, as DALL-E 2)",
         pipeline="KandinskyV22CombinedPipeline",
         predicts=_EPS,

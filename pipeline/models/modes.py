@@ -69,6 +69,9 @@ RESCALES_GUIDANCE = frozenset(
 INPAINTING_CHANNELS = (4, 9)
 """Input channels of the U-Nets that the pipelines of diffusers can inpaint with: blended latents, or mask and image as channels."""
 
+BLENDS = "StableDiffusionImg2ImgPipeline"
+"""Pipeline that inpaints with other U-Nets, by ``pipeline.models.blend``."""
+
 
 def pipelines(pipeline_class: str, *, unet_channels: int | None = None) -> dict[Mode, str]:
     """The pipeline for each mode that a folder of this class can be loaded for.
@@ -83,6 +86,8 @@ def pipelines(pipeline_class: str, *, unet_channels: int | None = None) -> dict[
         found = {mode: name for mode, name in family.items() if name == pipeline_class}
     if unet_channels is not None and unet_channels not in INPAINTING_CHANNELS:
         found.pop("inpainting", None)
+        if found.get("image-to-image") == BLENDS:
+            found["inpainting"] = BLENDS
     if "inpainting" in found:
         found["outpainting"] = found["inpainting"]
     return {mode: found[mode] for mode in MODES if mode in found}

@@ -14,7 +14,7 @@ from pipeline.models.demo.evaluate import settings
 from pipeline.models.demo.evaluate_modes import edge_f1, psnr
 from pipeline.models.demo.grammar import sample_scenes
 from pipeline.models.demo.judge import Judge
-from pipeline.models.demo.write_inputs import CANNY, write_inputs
+from pipeline.models.demo.write_inputs import CANNY, half_mask, write_inputs
 from schemas.config_load import load
 from tests.conftest import REPOSITORY
 from tests.jobs.test_real_models import LOCAL, RAY2, promptmill
@@ -80,7 +80,10 @@ def test_the_inputs_of_the_modes_are_those_that_are_written(tmp_path: Path) -> N
     }
 
 
-@pytest.mark.parametrize(("mode", "least"), [("image-to-image", 0.85), ("control", 0.85), ("super-resolution", 0.85)])
+LEAST = {"image-to-image": 0.85, "control": 0.85, "super-resolution": 0.85, "inpainting": 0.4, "outpainting": 0.4}
+
+
+@pytest.mark.parametrize(("mode", "least"), LEAST.items())
 def test_the_bundled_models_draw_from_an_image_what_the_prompt_says(mode: str, least: float, tmp_path: Path) -> None:
     scenes = write_inputs(tmp_path, count=12, seed=0)[mode]
     (tmp_path / "job.yaml").write_text((REPOSITORY / "configs" / "modes" / f"{mode}.yaml").read_text())
@@ -95,6 +98,14 @@ def test_the_bundled_models_draw_from_an_image_what_the_prompt_says(mode: str, l
     if mode == "image-to-image":
         moved, others = (np.abs(images.astype(int) - shown).mean() for shown in (drawings, np.roll(drawings, 8, axis=0)))
         assert moved < 0.5 * others
+    if mode.endswith("painting"):
+        start = [np.asarray(Image.open(tmp_path / f"left_{number:03d}.png")) for number in numbers] if mode == "outpainting" else drawings
+        painted = [half_mask(scenes[number].relation) > 0 for number in numbers]
+        kept = [
+            (image[~mask], (shown if mode == "inpainting" else np.pad(shown, ((0, 0), (0, 32), (0, 0))))[~mask])
+            for image, shown, mask in zip(images, start, painted, strict=True)
+        ]
+        assert all(np.array_equal(image, shown) for image, shown in kept)
     if mode == "control":
         edges = [(canny(image, *CANNY), canny(drawing, *CANNY)) for image, drawing in zip(images, drawings, strict=True)]
         assert np.mean([edge_f1(*pair) for pair in edges]) >= 0.85

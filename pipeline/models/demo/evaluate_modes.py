@@ -3,11 +3,15 @@
 Every mode starts from drawings of the whole grammar, at the settings of `settings.json`:
 
 - image-to-image: a drawing of a pair, and a prompt that wants one of the two in another colour, at strength 0.8.
+- inpainting: the half of that drawing with the one object is painted anew, and the prompt wants it in another colour.
+- outpainting: the left half of a drawing, and a prompt that names what is to be beside it.
 - control: a drawing's Canny edges, and a prompt with other colours; against the same draws without the edges.
 - super-resolution: a drawing at a quarter of its width and height; against bicubic interpolation (Keys 1981).
 
 The judge reads every picture. Edges agree if they lie within a pixel of each other: F1 of the shares of either that the
-other has, as boundaries are compared in segmentation (Martin et al. 2004, doi 10.1109/TPAMI.2004.1273918). PSNR in dB.
+other has, as boundaries are compared in segmentation (Martin et al. 2004, doi 10.1109/TPAMI.2004.1273918). PSNR in dB: in
+inpainting and outpainting that of the kept part before its own pixels are put back; the autoencoder alone, on whole
+drawings, is what it can be at best.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +31,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.inputs import canny
+from pipeline.models.blend import Blend
 from pipeline.models.demo.evaluate import EVALUATION_SEED, WEIGHTS, contact_sheet, settings
 from pipeline.models.demo.grammar import Scene, sample_scenes
 from pipeline.models.demo.judge import Judge
 from pipeline.models.demo.render import render
-from pipeline.models.demo.write_inputs import CANNY, SCALE, STRENGTH, recoloured, shrunk
+from pipeline.models.demo.write_inputs import CANNY, HALF, SCALE, STRENGTH, half_mask, recoloured, shrunk
 
 Images = NDArray[np.uint8]  # (N, 64, 64, 3)
 
@@ -63,6 +68,34 @@ class Modes:
         images = self._draw(pipe, wanted, lambda part: {"image": _pictures(self.drawings[pairs][part]), "strength": STRENGTH})
         self.sheet += [self.drawings[pairs][:12], images[:12]]
         return [Row("image-to-image: another colour", self._exact(images, wanted))]
+
+    def painting(self) -> list[Row]:
+        pairs = [k for k, scene in enumerate(self.scenes) if scene.kind == "two"]
+        scenes, rng = [self.scenes[k] for k in pairs], random.Random(EVALUATION_SEED)
+        beside = [replace(scene, relation="left of") for scene in scenes]
+        rows_drawn = np.stack([render(scene, EVALUATION_SEED + k) for k, scene in zip(pairs, beside, strict=True)])
+        ways = {
+            "inpainting: another colour": (self.drawings[pairs], [recoloured(scene, rng, which=[1]) for scene in scenes], scenes),
+            "outpainting: the right half": (rows_drawn, beside, beside),
+        }
+        pipe, found = self._load(StableDiffusionImg2ImgPipeline, "generator", safety_checker=None), []
+        for way, (shown, wanted, sides) in ways.items():
+            masks = np.stack([half_mask(scene.relation) for scene in sides]) > 0
+            inits = shown if way.startswith("in") else np.concatenate([shown[:, :, :HALF], shown[:, :, HALF - 1 : HALF].repeat(HALF, 2)], 2)
+            images = self._draw(pipe, wanted, lambda part, inits=inits, masks=masks: _painted(pipe, inits[part], masks[part], part))
+            kept = [psnr(image[~mask][None, None], one[~mask][None, None]) for image, one, mask in zip(images, shown, masks, strict=True)]
+            images = np.where(masks[..., None], images, inits)
+            found.append(Row(way, self._exact(images, wanted), psnr=float(np.mean(kept))))
+            self.sheet += [np.where(masks[..., None], inits // 2, inits)[:12], images[:12]]
+        return [*found, self._autoencoder(pipe, pairs)]
+
+    def _autoencoder(self, pipe: Any, pairs: Sequence[int]) -> Row:
+        with torch.inference_mode():
+            pixels = _pixels(self.drawings[pairs]) * 2 - 1
+            decoded = pipe.vae.decode(pipe.vae.encode(pixels.to(self._dtype)).latent_dist.mode()).sample.float()
+        images = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        scenes = [self.scenes[k] for k in pairs]
+        return Row("the autoencoder alone", self._exact(images, scenes), psnr=psnr(images, self.drawings[pairs]))
 
     def control(self) -> list[Row]:
         rng = random.Random(EVALUATION_SEED)
@@ -153,9 +186,24 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     modes = Modes(args.draws, settings(), Judge.load())
-    print(format_table(modes.image_to_image() + modes.control() + modes.super_resolution()))
+    print(format_table(modes.image_to_image() + modes.painting() + modes.control() + modes.super_resolution()))
     if args.sheet:
         contact_sheet(np.concatenate(modes.sheet)).save(args.sheet)
+
+
+def _painted(pipe: Any, inits_NHWC: Images, masks_NHW: NDArray[np.bool_], part: slice) -> dict[str, Any]:
+    """Arguments of an image-to-image pipeline that make it paint the masked parts only."""
+    seeds = [EVALUATION_SEED + k for k in range(part.start, part.stop)]
+    blend = Blend(pipe, _pixels(inits_NHWC), torch.from_numpy(masks_NHW).float()[:, None], seeds)
+
+    def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"latents": blend(pipe, step, tensors["latents"])}
+
+    return {"image": _pictures(inits_NHWC), "strength": 1.0, "callback_on_step_end": on_step_end}
+
+
+def _pixels(images_NHWC: Images) -> torch.Tensor:
+    return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 255
 
 
 def _pictures(images_NHWC: Images) -> list[Image.Image]:

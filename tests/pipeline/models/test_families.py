@@ -35,6 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*callback.* is deprecated:Futur
 ROWS = dict.fromkeys(tiny_families.BUILDERS, Row()) | {
     "flux-dev": Row(negative=False),
     "lcm": Row(negative=False),
+    "flux-2-klein": Row(negative=False),
     "dit": Row(negative=False),
     "ddpm": Row(text=False, negative=False, guidance=False),
 }
@@ -144,10 +145,11 @@ def test_a_class_may_be_given_by_number_or_by_any_of_its_names(model_of: Callabl
     assert np.array_equal(images[0], images[2])
 
 
-def test_a_long_neighbour_does_not_pad_an_image_into_another(folder_of: Made) -> None:
+@pytest.mark.parametrize("family", ["qwen-image", "z-image"])
+def test_a_long_neighbour_does_not_pad_an_image_into_another(folder_of: Made, family: str) -> None:
     """In bfloat16, where one batch of both would differ by up to 0.02 in the latents."""
-    model, one = load(folder_of("qwen-image"), dtype="bfloat16"), draw(0, "qwen-image", prompt="a red square", steps=4)
-    short, long = (draw(1, "qwen-image", prompt=prompt, steps=4) for prompt in ("red", "a red square " * 5))
+    model, one = load(folder_of(family), dtype="bfloat16"), draw(0, family, prompt="a red square", steps=4)
+    short, long = (draw(1, family, prompt=prompt, steps=4) for prompt in ("red", "a red square " * 20))
     assert np.array_equal(image(model, one, short)[0], image(model, one, long)[0])
 
 

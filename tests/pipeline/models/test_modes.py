@@ -1,27 +1,33 @@
 """Every mode on tiny models: an image depends on its draw and its input images, on no neighbour and no slot."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.inputs import Conditions
-from pipeline.models import load_model
+from pipeline.models import load_model, modes
 from pipeline.models.base import ImageModel
 from pipeline.models.resolve import resolve_model
 from schemas.config import ModelConfig
 from schemas.errors import ModelError
 from schemas.modes import INPUTS, STRENGTH, Mode
 from schemas.records import Draw
-from tests.pipeline.models import tiny
+from tests.pipeline.models import tiny, tiny_families
 from tests.pipeline.models.conftest import make_draw
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # diffusers' own ControlNet uses it
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
 ROWS: list[tuple[str, Mode]] = [
-    *[(family, mode) for family in FAMILIES for mode in ("image-to-image", "inpainting", "control")],
+    *[(family, mode) for family in (*FAMILIES, "qwen-image") for mode in ("image-to-image", "inpainting", "control")],
+    ("z-image", "image-to-image"),
+    ("z-image", "inpainting"),
+    ("lcm", "image-to-image"),
     ("inpainter", "inpainting"),
+    ("sd-wide", "inpainting"),
     ("upscaler", "super-resolution"),
 ]
 Loaded = Callable[[str, Mode], ImageModel]
@@ -31,7 +37,7 @@ Loaded = Callable[[str, Mode], ImageModel]
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     """A tiny model by family, loaded for a mode."""
     root, made = tmp_path_factory.mktemp("modes"), {}
-    builders = tiny.BUILDERS | {"inpainter": tiny.inpainter, "upscaler": tiny.upscaler}
+    builders = tiny_families.BUILDERS | tiny.BUILDERS | {"inpainter": tiny.inpainter, "upscaler": tiny.upscaler, "sd-wide": tiny.sd_wide}
 
     def model(family: str, mode: Mode) -> ImageModel:
         if (family, mode) not in made:
@@ -116,14 +122,73 @@ def test_a_mode_that_a_model_cannot_do_is_refused_before_it_is_loaded(tmp_path: 
         resolve_model(ModelConfig(id="sd"), base_dir=tmp_path, mode="super-resolution")
 
 
-def test_inpainting_with_a_u_net_of_other_channels_is_refused_before_it_is_loaded() -> None:
+def test_inpainting_with_a_u_net_of_other_channels_is_refused_where_there_is_no_way(tmp_path: Path) -> None:
+    config = json.loads((tiny.sdxl(tmp_path / "sdxl") / "unet/config.json").read_text())
+    (tmp_path / "sdxl/unet/config.json").write_text(json.dumps(config | {"in_channels": 16}))
     with pytest.raises(ModelError, match=r"cannot do inpainting; it can do: text-to-image, image-to-image, control$"):
-        resolve_model(ModelConfig(id="demo"), base_dir=Path.cwd(), mode="inpainting")
+        resolve_model(ModelConfig(id="sdxl"), base_dir=tmp_path, mode="inpainting")
+
+
+def blended(model: ImageModel, mask_HW: np.ndarray, monkeypatch: pytest.MonkeyPatch, **changes: object) -> tuple[np.ndarray, torch.Tensor]:
+    """Image of a draw that is blended into an init image, and the latents that it was decoded from."""
+    pipe, seen = model._pipe, []  # type: ignore[attr-defined]
+    decode = pipe.vae.decode
+    monkeypatch.setattr(pipe.vae, "decode", lambda latents, **more: seen.append(latents) or decode(latents, **more))
+    given = [Conditions(init_HWC=inputs(1, "inpainting").init_HWC, mask_HW=mask_HW)]
+    return model.generate([make_draw(0, mode="inpainting", **changes)], given).images_NHWC, seen[0] * pipe.vae.config.scaling_factor
+
+
+@pytest.mark.parametrize("scheduler", ["default", "euler_a", "heun", "dpm++_2m", "pndm", "lcm"])
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning:numpy")
+def test_blending_keeps_the_latents_outside_the_mask(loaded: Loaded, monkeypatch: pytest.MonkeyPatch, scheduler: str) -> None:
+    model, mask = loaded("sd-wide", "inpainting"), np.zeros((32, 32), bool)
+    mask[3:16, 16:] = True  # cells are of 2 pixels: row 2 is painted as well
+    _, latents = blended(model, mask, monkeypatch, strength=1.0, scheduler=scheduler, steps=4)
+    vae = model._pipe.vae  # type: ignore[attr-defined]
+    pixels = torch.from_numpy(inputs(1, "inpainting").init_HWC).permute(2, 0, 1)[None].float() / 127.5 - 1
+    kept = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+    equal = torch.isclose(latents, kept, atol=1e-5).all(dim=1)[0].numpy()
+    assert not equal[1:8, 8:].any()
+    equal[1:8, 8:] = True
+    assert equal.all()
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "inpainter", "sd-wide"])
+def test_pixels_that_the_mask_keeps_are_those_of_the_init_image(loaded: Loaded, family: str) -> None:
+    made = images(loaded(family, "inpainting"), "inpainting", (0, 1), (1, 2))
+    for number, index in enumerate((1, 2)):
+        given = inputs(index, "inpainting")
+        assert given.init_HWC is not None
+        assert given.mask_HW is not None
+        assert np.array_equal(made[number][~given.mask_HW], given.init_HWC[~given.mask_HW])
+        assert not np.array_equal(made[number][given.mask_HW], given.init_HWC[given.mask_HW])
+
+
+def test_a_mask_that_is_all_white_leaves_image_to_image(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded("sd-wide", "inpainting")
+    image, _ = blended(model, np.ones((32, 32), bool), monkeypatch, strength=0.7)
+    draw = make_draw(0, mode="image-to-image", strength=0.7)
+    plain = loaded("sd-wide", "image-to-image").generate([draw], [Conditions(init_HWC=inputs(1, "inpainting").init_HWC)])
+    assert np.array_equal(image, plain.images_NHWC)
+
+
+def test_what_is_kept_steers_what_is_painted(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With pure noise to start from, the painted latents can know of the kept ones through the blending alone."""
+    model, mask = loaded("sd-wide", "inpainting"), np.zeros((32, 32), bool)
+    mask[:, 16:] = True
+    draw, painted = make_draw(0, mode="inpainting", strength=1.0), []
+    for index in (1, 2):
+        decode = model._pipe.vae.decode  # type: ignore[attr-defined]
+        monkeypatch.setattr(
+            model._pipe.vae, "decode", lambda latents, decode=decode, **more: painted.append(latents) or decode(latents, **more)
+        )  # type: ignore[attr-defined]
+        init_HWC = inputs(index, "inpainting").init_HWC
+        assert init_HWC is not None
+        model.generate([draw], [Conditions(init_HWC=np.where(mask[..., None], 0, init_HWC), mask_HW=mask)])
+    assert not torch.equal(painted[0][..., 8:], painted[-1][..., 8:])
 
 
 def test_noise_that_no_seed_decides_is_refused(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     model = loaded("sd", "image-to-image")
     decode = model._pipe.vae.decode  # type: ignore[attr-defined]
     monkeypatch.setattr(model._pipe.vae, "decode", lambda latents, **more: decode(latents + torch.randn_like(latents), **more))  # type: ignore[attr-defined]
@@ -136,3 +201,9 @@ def test_a_controlnet_of_another_family_is_refused(tmp_path: Path) -> None:
     tiny.controlnet(tmp_path / "net", "sd3")
     with pytest.raises(ModelError, match="is a SD3ControlNetModel, and sd takes a ControlNetModel"):
         resolve_model(ModelConfig(id="sd", controlnet="net"), base_dir=tmp_path, mode="control")
+
+
+def test_every_pipeline_of_the_table_of_modes_is_tested_here(loaded: Loaded) -> None:
+    tested = {(mode, loaded(family, mode)._pipe.__class__.__name__) for family, mode in ROWS}  # type: ignore[attr-defined]
+    table = {(mode, name) for family in modes._FAMILIES for mode, name in family.items() if mode != "text-to-image"}
+    assert tested == table | {("inpainting", modes.BLENDS)}

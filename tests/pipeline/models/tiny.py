@@ -108,14 +108,14 @@ def scheduler(prediction_type: str = "epsilon") -> Any:
     )
 
 
-def sd(folder: Path, *, prediction_type: str = "epsilon") -> Path:
+def sd(folder: Path, *, prediction_type: str = "epsilon", channels: int = 4) -> Path:
     """Stable Diffusion 1: 32 px, U-Net, one text encoder."""
     torch.manual_seed(0)
     pipe = diffusers.StableDiffusionPipeline(
-        vae=vae(),
+        vae=vae(channels=channels),
         text_encoder=clip_text(),
         tokenizer=clip_tokenizer(folder / "tokenizer"),
-        unet=unet(),
+        unet=unet(in_channels=channels, out_channels=channels),
         scheduler=scheduler(prediction_type),
         safety_checker=None,
         feature_extractor=None,
@@ -263,6 +263,11 @@ def lora(path: Path, model: Path, seed: int, *, part: str = "unet", layers: str 
     return str(path)
 
 
+def sd_wide(folder: Path) -> Path:
+    """Latents of 16 channels, as the bundled model's."""
+    return sd(folder, channels=16)
+
+
 def controlnet(folder: Path, family: str) -> Path:
     """A ControlNet for the tiny model of a family, with random weights where a new one has zeros."""
     torch.manual_seed(1)
@@ -309,10 +314,24 @@ def _flux_controlnet(folder: Path) -> Any:
     )
 
 
+def _qwen_image_controlnet(folder: Path) -> Any:
+    return diffusers.QwenImageControlNetModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(8, 4, 4),
+    )
+
+
 _CONTROLNETS: dict[str, Callable[[Path], Any]] = {
     "sd": lambda folder: _unet_controlnet(folder, "sd"),
     "sdxl": lambda folder: _unet_controlnet(folder, "sdxl"),
     "sd3": _sd3_controlnet,
     "flux": _flux_controlnet,
+    "qwen-image": _qwen_image_controlnet,
 }
 BUILDERS: dict[str, Callable[[Path], Path]] = {"sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux}

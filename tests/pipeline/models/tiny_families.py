@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -191,6 +192,180 @@ def qwen_image(folder: Path) -> Path:
     return folder
 
 
+def chat_tokenizer(folder: Path) -> Any:
+    """The word tokenizer with the chat template of Qwen3, cut down."""
+    _, tokenizer = tiny.t5(folder)
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    return tokenizer
+
+
+def qwen3(kind: Any, *, layers: int = 3) -> Any:
+    """A Qwen3 of 32 channels."""
+    config = transformers.Qwen3Config(
+        vocab_size=16,
+        hidden_size=32,
+        intermediate_size=37,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return kind(config).eval()
+
+
+def z_image(folder: Path) -> Path:
+    """Z-Image: one stream of text and image tokens, Qwen3 as the text encoder."""
+    torch.manual_seed(0)
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=16,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=32,
+        axes_dims=[8, 4, 4],
+        axes_lens=[512, 64, 64],
+    )
+    for name in ("x_pad_token", "cap_pad_token"):
+        torch.nn.init.normal_(getattr(transformer, name), std=0.02)  # not initialised when it is new
+    pipe = diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=tiny.vae(channels=16, shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=qwen3(transformers.Qwen3Model),
+        tokenizer=chat_tokenizer(folder),
+        transformer=transformer.eval(),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def flux_2_klein(folder: Path) -> Path:
+    """FLUX.2 [klein], not distilled: hidden states of several layers of Qwen3, patches in the autoencoder."""
+    torch.manual_seed(0)
+    pipe = diffusers.Flux2KleinPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=flux_2_vae(),
+        text_encoder=qwen3(transformers.Qwen3ForCausalLM, layers=27),  # it reads layers 9, 18 and 27
+        tokenizer=chat_tokenizer(folder),
+        transformer=flux_2_transformer(joint_attention_dim=96, guidance_embeds=False),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def flux_2_vae() -> Any:
+    """FLUX.2's autoencoder, one halving before the patches of 2 x 2."""
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=32,
+    )
+    return vae.eval()
+
+
+def flux_2_transformer(**changes: Any) -> Any:
+    """FLUX.2's transformer, one block of each kind."""
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        axes_dims_rope=(4, 4, 4, 4),
+        **changes,
+    )
+    return transformer.eval()
+
+
+def sana(folder: Path) -> Path:
+    """Sana: linear attention, a deep-compression autoencoder, Gemma 2 as the text encoder."""
+    torch.manual_seed(0)
+    _, tokenizer = tiny.t5(folder)
+    config = transformers.Gemma2Config(
+        vocab_size=16,
+        hidden_size=32,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    transformer = diffusers.SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=16,
+        cross_attention_dim=32,
+        caption_channels=32,
+        sample_size=8,
+    )
+    blocks = {"block_types": ("ResBlock", "ResBlock", "ResBlock"), "block_out_channels": (8, 8, 8), "layers_per_block": (1, 1, 1)}
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in blocks.items()}
+    vae = diffusers.AutoencoderDC(
+        latent_channels=4, attention_head_dim=4, encoder_qkv_multiscales=((), (), ()), decoder_qkv_multiscales=((), (), ()), **sides
+    )
+    pipe = diffusers.SanaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=transformers.Gemma2Model(config).eval(),
+        vae=vae.eval(),
+        transformer=transformer.eval(),
+        scheduler=diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def hunyuan_dit(folder: Path) -> Path:
+    """HunyuanDiT: a transformer that reads BERT and T5."""
+    torch.manual_seed(0)
+    text_encoder_2, tokenizer_2 = tiny.t5(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "square", "circle"]
+    bert = transformers.BertConfig(
+        vocab_size=16, hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=77
+    )
+    transformer = diffusers.HunyuanDiT2DModel(
+        sample_size=4,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        hidden_size=32,
+        cross_attention_dim=32,
+        cross_attention_dim_t5=32,
+        pooled_projection_dim=16,
+        activation_fn="gelu-approximate",
+    )
+    torch.nn.init.normal_(transformer.proj_out.weight, std=0.1)
+    pipe = diffusers.HunyuanDiTPipeline(
+        vae=tiny.vae(  # the pipeline counts on three halvings
+            block_out_channels=[32] * 4, down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4
+        ),
+        text_encoder=transformers.BertModel(bert).eval(),
+        tokenizer=transformers.BertTokenizer({word: number for number, word in enumerate(words)}, model_max_length=77),
+        transformer=transformer.eval(),
+        scheduler=diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.02, beta_schedule="scaled_linear", prediction_type="v_prediction"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokenizer_2,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def flux_dev(folder: Path) -> Path:
     """FLUX.1-dev: the guidance scale is an input."""
     return tiny.flux(folder, guidance_embeds=True)
@@ -230,6 +405,10 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "lcm": lcm,
     "pixart-sigma": pixart,
     "qwen-image": qwen_image,
+    "z-image": z_image,
+    "flux-2-klein": flux_2_klein,
+    "sana": sana,
+    "hunyuan-dit": hunyuan_dit,
     "kandinsky-2.2": kandinsky,
     "deepfloyd-if": deepfloyd_if,
     "ddpm": ddpm,
