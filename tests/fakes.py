@@ -2,13 +2,16 @@
 
 Words in a prompt make the fake model misbehave: ``RAISE`` (the batch raises), ``NAN`` (not finite),
 ``BLANK`` (one flat colour), ``EXIT`` (the process dies, once per marker file), ``SLOW`` (a twentieth of a second),
-``SEGFAULT`` (the process dies), ``HANG`` (for ever), ``UNLESS path`` (raises until that file is there).
+``SEGFAULT`` (the process dies), ``HANG`` (for ever), ``UNLESS path`` (raises until that file is there), ``UNTIL path``
+(slow until then), ``WAIT path`` (waits until then).
 """
 
+import contextlib
 import ctypes
 import os
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +114,36 @@ def load_one_slow(card: ModelCard, config: ModelConfig) -> FakeModel:
         return generate(draws, conditions)
 
     model.generate = slowly
+    return model
+
+
+DEATHS = ("sample", "score", "encode", "before images", "between the files", "before the marker", "after the marker")
+
+
+def load_mortal(card: ModelCard, config: ModelConfig) -> FakeModel:
+    """A model whose process is killed with -9 at each step of DEATHS, once each in a run."""
+    from pipeline import shard
+    from pipeline.store import LocalStore
+
+    def die(step: str | None) -> None:
+        with contextlib.suppress(FileExistsError):
+            if step:
+                Path(os.environ["PROMPTMILL_TEST_DEATHS"], step).touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def before(step: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: (die(step), function(*arguments))[1]
+
+    def put(store: LocalStore, name: str, data: bytes) -> None:
+        folder = name.split("/")[0]
+        die({"images": "before images", "metadata": "between the files", "done": "before the marker"}.get(folder))
+        publish(store, name, data)
+        die("after the marker" if folder == "done" else None)
+
+    publish, LocalStore.put = LocalStore.put, put
+    shard.score_batch, shard.encode = before("score", shard.score_batch), before("encode", shard.encode)
+    model = FakeModel()
+    model.generate = before("sample", model.generate)
     return model
 
 

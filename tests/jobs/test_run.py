@@ -19,7 +19,7 @@ from jobs.run_dir import RunDir
 from schemas import layout
 from schemas.errors import RunFolderError, UserError
 from schemas.tables import SCHEMA_VERSION
-from tests.fakes import LOADER, fake_job
+from tests.fakes import DEATHS, LOADER, fake_job
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets and files to the collector
@@ -228,6 +228,19 @@ def test_one_slow_worker_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: p
     assert sorted(made.values()) == [1, 5]
     assert sum(event["event"] == "shard_moved" for event in log) == 1
     make(fake_job(tmp_path, **sections), tmp_path / "undisturbed")
+    assert dataset(tmp_path / "run") == dataset(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_kill_9_of_an_actor_at_any_step_of_a_shard_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deaths").mkdir()
+    monkeypatch.setenv("PROMPTMILL_TEST_DEATHS", str(tmp_path / "deaths"))
+    job = fake_job(tmp_path, executor=RAY1 | {"max_attempts": 20})
+    report = run_verb.run(job, out=tmp_path / "run", model_loader="tests.fakes:load_mortal")
+    assert sorted(os.listdir(tmp_path / "deaths")) == sorted(DEATHS)
+    assert events(tmp_path / "run").count("worker_lost") == len(DEATHS)
+    assert (report.exit_code, report.accepted) == (0, 20)
+    make(fake_job(tmp_path), tmp_path / "undisturbed")
     assert dataset(tmp_path / "run") == dataset(tmp_path / "undisturbed")
 
 
