@@ -198,7 +198,7 @@ def status(run: str | Path, as_json: bool) -> None:
     help="Output format.",
 )
 def query(runs_and_sql: Sequence[str], sql_file: Path | None, form: str, memory: str, timeout: float | None) -> None:
-    """Ask runs with SQL (DuckDB), over the views metadata, images and failed. Reads only.
+    """Ask runs with SQL (DuckDB), over the views metadata, images, embeddings and failed. Reads only.
 
     With several runs each view begins with a column run.
 
@@ -240,6 +240,19 @@ def rescore(run: str | Path, scorer: str) -> None:
     with display(_stderr()) as shown:
         done = add(run, scorer, on_message=shown.message)
     click.echo(f"{done.name}_score: {done.images:,} images of {done.shards:,} shards; {done.before:,} shards had it already")
+
+
+@cli.command()
+@RUN
+@click.option("--clip", metavar="MODEL", help="CLIP model, such as ViT-B-32/laion2b_s34b_b79k.  [default: the run's]")
+def embed(run: str | Path, clip: str | None) -> None:
+    """Keep the CLIP features of a run's images, for rules on likeness, diversity and queries. The same command goes on where it stopped."""
+    from jobs.embed import embed as keep
+    from jobs.progress import display
+
+    with display(_stderr()) as shown:
+        done = keep(run, clip=clip, on_message=shown.message)
+    click.echo(f"{done.images:,} images of {done.shards:,} shards; {done.before:,} shards had their features already")
 
 
 @cli.command()

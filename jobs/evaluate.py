@@ -17,15 +17,13 @@ import numpy as np
 from PIL import Image
 
 from jobs import open_run
+from jobs.encoder import load_encoder
 from jobs.export.paths import folder_name
 from jobs.query import query
 from jobs.run_dir import RunDir
 from jobs.selection import Selection, expression, value_of
 from pipeline.metrics import classifier_accuracy, kernel_distance, precision_recall_density_coverage, vendi_score
-from pipeline.scorers import load_scorer
-from pipeline.scorers.resolve import resolve_scorer
-from schemas.config import ScorerConfig
-from schemas.errors import ConfigError, ModelError
+from schemas.errors import ConfigError
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 NEIGHBOURS = 5
@@ -89,7 +87,7 @@ def evaluate(
         raise ConfigError(
             f"--against {against}: its folders and the values of {label} have {len(classes)} classes in common; two are needed"
         )
-    encoder = _encoder(run, clip)
+    encoder = load_encoder(run, clip)
     numbers = {name: number for number, name in enumerate(classes)}
     halves = _halves([(file, numbers[name]) for name in classes for file in folders[folder_name(name)]])
     condition = f"({where}\n) and {column} is not null"
@@ -131,16 +129,6 @@ def _halves(files: list[tuple[Path, int]]) -> tuple[list[tuple[Path, int]], list
 
     by_class = sorted(sorted(files, key=lot)[: 2 * MOST], key=lambda one: one[1])
     return by_class[::2], by_class[1::2]
-
-
-def _encoder(run: RunDir, clip: str | None) -> Any:
-    """A CLIP model: the one that is named, else the first of the run."""
-    if clip:
-        return load_scorer(resolve_scorer("clip", ScorerConfig(model=clip), base_dir=Path.cwd()))
-    for name, config in run.job.config.scorers.items():
-        if config.type == "clip":
-            return load_scorer(resolve_scorer(name, config, base_dir=Path(run.job.base_dir)))
-    raise ModelError("--clip: the run has no CLIP scorer; name a model, such as ViT-B-32/laion2b_s34b_b79k")
 
 
 def _read(files: Iterable[tuple[Path, int]]) -> Iterator[tuple[np.ndarray, int]]:

@@ -21,6 +21,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from jobs.added_scores import added_columns
+from jobs.embeddings import read_features
 from jobs.judged import Judged, added_scorers, read_judged
 from jobs.lease import Lease, hold
 from jobs.run_dir import RunDir
@@ -83,7 +84,7 @@ def _judge(run: RunDir, rules: FilterConfig, *, lease: Lease | None) -> Change:
     before, added = count(run), added_scorers(run.store)
     if lease is None:
         rows = read_rows(run, markers, rules, added)
-        after = _counts(rows, judge(rows, rules, [*run.job.scorers, *added]))
+        after = _counts(rows, judge(rows, rules, [*run.job.scorers, *added], embedding=_embedding(run, markers, rows, rules)))
     elif rules == run.job.config.filter and not added:
         run.store.delete(layout.JUDGED_INDEX)
         _remove_tables(run, keep=())
@@ -97,7 +98,7 @@ def _judge(run: RunDir, rules: FilterConfig, *, lease: Lease | None) -> Change:
 def publish(run: RunDir, markers: Sequence[Marker], rules: FilterConfig, *, added: Mapping[str, str], lease: Lease | None) -> Counts:
     """Write the metadata table with the verdicts of other rules and with added scores, then the index that makes it count."""
     rows = read_rows(run, markers, rules, added)
-    found = judge(rows, rules, [*run.job.scorers, *added])
+    found = judge(rows, rules, [*run.job.scorers, *added], embedding=_embedding(run, markers, rows, rules))
     dumped = rules.model_dump(mode="json", exclude_none=True)
     shards = {str(marker.shard_id): marker.metadata_sha256 for marker in markers}
     judged_id = hashlib.sha256(json.dumps([dumped, shards, dict(added)], sort_keys=True).encode()).hexdigest()[:16]
@@ -135,14 +136,14 @@ def read_rows(run: RunDir, markers: Sequence[Marker], rules: FilterConfig, added
     wanted = {*NEEDED, *(f"{name}_score" for name in scorers)}
     for rule in rules.rules:
         wanted |= {"phash"} if rule.phash_distance is not None else set()
-        wanted |= {"sample_id"} if rule.keep is not None and rule.score is None else set()
+        wanted |= {"sample_id"} if (rule.keep is not None and rule.score is None) or rule.embedding_cosine is not None else set()
         wanted |= {_column(rule.within, schema)} if rule.within not in ("run", "prompt") else set()
         words = {word.lower() for word in re.findall(r"\w+", rule.where or "")}
         wanted |= {name for name in schema.names if name in words}
     return pa.concat_tables(_read(run, markers, [name for name in schema.names if name in wanted], added)).combine_chunks()
 
 
-def judge(table: pa.Table, rules: FilterConfig, scorers: Sequence[str]) -> Judgement:
+def judge(table: pa.Table, rules: FilterConfig, scorers: Sequence[str], *, embedding: np.ndarray | None = None) -> Judgement:
     """Judge all rows of a run together. Raises QueryError for a condition that is wrong."""
     made = pc.not_equal(table["status"], "failed").to_numpy()
     wheres = {rule.where for rule in rules.rules if rule.where is not None}
@@ -155,12 +156,23 @@ def judge(table: pa.Table, rules: FilterConfig, scorers: Sequence[str]) -> Judge
             groups={"prompt": _numbers(table["prompt_id"])}
             | {rule.within: _numbers(_group(table, rule.within)) for rule in rules.rules if rule.within not in ("run", "prompt")},
             conditions={where: _holds(table, where) for where in sorted(wheres)},
+            embedding=embedding,
             phash=_uint64(table["phash"]) if "phash" in table.column_names else None,
             lot=_uint64(table["sample_id"]) if "sample_id" in table.column_names else None,
         ),
         rules,
         scorers=scorers,
     )
+
+
+def _embedding(run: RunDir, markers: Sequence[Marker], rows: pa.Table, rules: FilterConfig) -> np.ndarray | None:
+    """Features of all rows, if a rule needs them."""
+    if all(rule.embedding_cosine is None for rule in rules.rules):
+        return None
+    found = read_features(run, markers, rows["sample_id"].to_pylist())
+    if found is None:
+        raise ConfigError(f"filter: embedding_cosine needs the features of the images; run 'promptmill embed {run.store.root}' first")
+    return found
 
 
 def count(run: RunDir) -> Counts:

@@ -32,7 +32,7 @@ class OpenRun:
         return self._run.job.fingerprint
 
     def sql(self, text: str) -> pa.Table:
-        """Result of one SELECT over ``metadata``, ``images`` and ``failed``. Raises QueryError."""
+        """Result of one SELECT over ``metadata``, ``images``, ``embeddings`` and ``failed``. Raises QueryError."""
         return query([self._run.store.root], text)
 
     def metadata(self, where: str = "true") -> pa.Table:

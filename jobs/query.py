@@ -17,18 +17,19 @@ from typing import TypeVar
 import duckdb
 import pyarrow as pa
 
+from jobs.embeddings import files as embedding_files
 from jobs.judged import metadata_sources
 from jobs.results import Result, print_result
 from jobs.run_dir import RunDir
 from pipeline.store import is_url, open_objects
 from schemas import layout
 from schemas.errors import QueryError
-from schemas.tables import images_schema, metadata_schema
+from schemas.tables import embeddings_schema, images_schema, metadata_schema
 
 __all__ = ["open_query", "print_result", "query", "read_sql"]
 
 T = TypeVar("T")
-VIEWS = "metadata, images and failed"
+VIEWS = "metadata, images, embeddings and failed"
 BATCH_ROWS = 1024
 BEFORE_LOCK = {  # settings of the connection; most leave no door that is not needed
     "python_enable_replacements": False,
@@ -58,7 +59,7 @@ def query(run_paths: Sequence[str | Path], sql: str, *, memory: str = "2GB", tim
 
 @contextmanager
 def open_query(run_paths: Sequence[str | Path], sql: str, *, memory: str = "2GB", timeout_seconds: float | None = None) -> Iterator[Result]:
-    """The result of one SELECT over the views ``metadata``, ``images`` and ``failed``, streamed.
+    """The result of one SELECT over the views ``metadata``, ``images``, ``embeddings`` and ``failed``, streamed.
 
     The views hold the shards that are committed now; a run that goes on does not disturb the query. With more
     than one run each view begins with a column ``run``, the path as given. ``memory`` (such as '2GB') bounds
@@ -92,12 +93,13 @@ def _answer(runs: Sequence[tuple[str, RunDir]], sql: str, guard: "Guard", memory
 def _make_views(connection: duckdb.DuckDBPyConnection, runs: Sequence[tuple[str, RunDir]]) -> None:
     """Views over committed shards only; then the doors are locked."""
     readable: list[str] = []
-    parts: dict[str, list[str]] = {"metadata": [], "images": []}
+    parts: dict[str, list[str]] = {"metadata": [], "images": [], "embeddings": []}
     for name, run in runs:
         markers = run.markers()
         label = f"{_quoted(name)} as run, " if len(runs) > 1 else ""
         sources = [("metadata", names, where, metadata_schema(scorers)) for names, where, scorers in metadata_sources(run, markers)]
         sources.append(("images", [layout.images_file(marker.shard_id) for marker in markers], "true", images_schema()))
+        sources.append(("embeddings", embedding_files(run, markers), "true", embeddings_schema(pa.float32())))
         for view, names, where, schema in sources:
             # first all columns of today: null in a run that an older version made
             parts[view].append(f"select {label}* from {_no_rows(schema)}")  # noqa: S608 - no text of a user

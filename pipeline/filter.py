@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.near_duplicates import near_duplicates
+from pipeline.near_duplicates import near_by_cosine, near_duplicates
 from schemas.config import FilterConfig, RuleConfig
 from schemas.records import Outcome, Status, Verdict
 
@@ -21,7 +21,8 @@ class Rows:
 
     ``made`` is false for failed draws. ``scores`` are float32, NaN where a scorer cannot tell. ``groups`` has
     numbers for each ``within`` of a rule, ``prompt`` always; ``conditions`` a bool for each ``where``. ``phash`` and ``lot``, a
-    number drawn for each row, are uint64 and may be left out if no rule needs them.
+    number drawn for each row, are uint64; ``embedding`` is float16 (N, D), all 0 where there is none. These may be left out if no rule
+    needs them.
     """
 
     made: np.ndarray
@@ -31,6 +32,7 @@ class Rows:
     groups: Mapping[str, np.ndarray]
     conditions: Mapping[str, np.ndarray] = field(default_factory=dict)
     phash: np.ndarray | None = None
+    embedding: np.ndarray | None = None
     lot: np.ndarray | None = None
 
 
@@ -91,7 +93,7 @@ def _broken(rule: RuleConfig, rows: Rows, passed: np.ndarray) -> Iterator[tuple[
         yield ~rows.conditions[rule.where], "where"
         return
     order = best_first(rows.scores[rule.score]) if rule.score else np.arange(len(passed))
-    if rule.score and rule.phash_distance is None:
+    if rule.score and not rule.is_about_likeness:
         yield np.isnan(rows.scores[rule.score]), f"{rule.score}_not_a_number"
         passed = passed & ~np.isnan(rows.scores[rule.score])
     if rule.min is not None:
@@ -104,6 +106,10 @@ def _broken(rule: RuleConfig, rows: Rows, passed: np.ndarray) -> Iterator[tuple[
     if rule.phash_distance is not None:
         assert rows.phash is not None
         yield near_duplicates(rows.phash, groups, order[passed[order]], rule.phash_distance), "near_duplicate"
+        return
+    if rule.embedding_cosine is not None:
+        assert rows.embedding is not None
+        yield near_by_cosine(rows.embedding, groups, order[passed[order]], rule.embedding_cosine), "near_duplicate"
         return
     if not rule.score:
         assert rows.lot is not None

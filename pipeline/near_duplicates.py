@@ -1,4 +1,4 @@
-"""Images that look alike, by the Hamming distance of their perceptual hashes.
+"""Images that look alike, by the Hamming distance of their perceptual hashes, or by the cosine of their CLIP features.
 
 Two hashes that differ in at most d of their bits agree in at least one of d + 1 bands of bits (Manku, Jain, Das Sarma
 2007, "Detecting near-duplicates for web crawling"), so only rows that share a band are compared.
@@ -14,6 +14,7 @@ from schemas.errors import UserError
 BITS = 64
 MOST_PAIRS = 50_000_000  # 8 bytes each
 _AT_ONCE = 4_000_000  # comparisons
+_BLOCK = 1024
 
 
 def near_duplicates(phash: np.ndarray, groups: np.ndarray, order: np.ndarray, distance: int) -> np.ndarray:
@@ -35,6 +36,37 @@ def near_duplicates(phash: np.ndarray, groups: np.ndarray, order: np.ndarray, di
         if not drop[rows[better]]:
             drop[rows[worse]] = True
     return drop
+
+
+def near_by_cosine(embedding: np.ndarray, groups: np.ndarray, order: np.ndarray, cosine: float) -> np.ndarray:
+    """As ``near_duplicates``, for rows whose features, float16 (N, D), have at least this cosine. Rows of zeros are like no other.
+
+    Every better row that is kept is compared: of n images of which k are kept, n * k products. In float64 the sum of products of
+    half floats of length 1 has no rounding error, so the answer is the same on every machine.
+    """
+    drop = np.zeros(len(embedding), dtype=bool)
+    drop[order] = True
+    by_group = order[np.argsort(groups[order], kind="stable")]
+    for rows in np.split(by_group, np.flatnonzero(np.diff(groups[by_group])) + 1):
+        kept = np.zeros(0, dtype=np.int64)
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            for better in np.array_split(kept, len(kept) // _BLOCK + 1):
+                block = block[~_alike(embedding[block], embedding[better], cosine).any(axis=1)]
+            alike_BB = _alike(embedding[block], embedding[block], cosine)
+            stays = np.ones(len(block), dtype=bool)
+            for at in range(len(block)):
+                if stays[at]:
+                    stays[at + 1 :] &= ~alike_BB[at, at + 1 :]
+            kept = np.concatenate([kept, block[stays]])
+        drop[kept] = False
+    return drop
+
+
+def _alike(one_ND: np.ndarray, other_MD: np.ndarray, cosine: float) -> np.ndarray:
+    one_ND, other_MD = one_ND.astype(np.float64), other_MD.astype(np.float64)
+    lengths_NM = np.sqrt((one_ND**2).sum(axis=1))[:, None] * np.sqrt((other_MD**2).sum(axis=1))
+    return (one_ND @ other_MD.T >= cosine * lengths_NM) & (lengths_NM > 0)
 
 
 def _pairs(phash: np.ndarray, groups: np.ndarray, distance: int) -> np.ndarray:

@@ -392,9 +392,9 @@ class RuleConfig(Section):
     - `min`, `max`: reject images whose `score` lies outside; a score that is NaN is rejected too;
     - `where`: reject images for which an SQL condition does not hold;
     - `keep`, `keep_share`: of each group (`within`) keep so many, or such a share, the best by `score`;
-    - `phash_distance`: of images that look alike keep the best by `score`, without one the first of the plan.
+    - `phash_distance`, `embedding_cosine`: of images that look alike keep the best by `score`, without one the first of the plan.
 
-    The last four look at a whole run, so they are for `promptmill filter`; a configuration has the first kind only.
+    All but the first look at a whole run, so they are for `promptmill filter`; a configuration has the first kind only.
     """
 
     score: str | None = Field(default=None, description="key of a scorer")
@@ -406,6 +406,9 @@ class RuleConfig(Section):
     phash_distance: int | None = Field(
         default=None, ge=0, le=16, description="perceptual hashes that differ in so many of their 64 bits, or fewer, look alike"
     )
+    embedding_cosine: float | None = Field(
+        default=None, gt=0, le=1, description="CLIP features of 'promptmill embed' whose cosine is so high, or higher, look alike"
+    )
     within: str = Field(default="run", description="what makes a group: run, prompt, a column such as label, or a tag: tags.shape")
     reason: str | None = Field(
         default=None, pattern="^[a-z0-9_]+$", description="what the column reason says; made from the rule if not given"
@@ -413,22 +416,27 @@ class RuleConfig(Section):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        kinds = [kind for kind in ("where", "keep", "keep_share", "phash_distance") if getattr(self, kind) is not None]
+        kinds = [kind for kind in ("where", "keep", "keep_share", "phash_distance", "embedding_cosine") if getattr(self, kind) is not None]
         bounded = self.min is not None or self.max is not None
         if len(kinds) + bounded != 1:
-            raise ValueError("give one of 'min' and/or 'max', 'where', 'keep', 'keep_share', 'phash_distance'")
+            raise ValueError("give one of 'min' and/or 'max', 'where', 'keep', 'keep_share', 'phash_distance', 'embedding_cosine'")
         if self.score is None and (bounded or kinds == ["keep_share"]):
             raise ValueError(f"{'min and max' if bounded else 'keep_share'} need a 'score'")
         if self.score is not None and kinds == ["where"]:
             raise ValueError("where: name the score in the condition, such as clip_score > 0.3, and take 'score' out")
         if self.within != "run" and (bounded or kinds == ["where"]):
-            raise ValueError("within: is for keep, keep_share and phash_distance")
+            raise ValueError("within: is for keep, keep_share, phash_distance and embedding_cosine")
         return self
 
     @property
     def is_local(self) -> bool:
         """Whether one image is enough to tell."""
         return self.min is not None or self.max is not None
+
+    @property
+    def is_about_likeness(self) -> bool:
+        """Whether it compares images with each other."""
+        return self.phash_distance is not None or self.embedding_cosine is not None
 
 
 class FilterConfig(Section):

@@ -125,6 +125,12 @@ def images_schema() -> pa.Schema:
     return _schema(columns, {"huggingface": json.dumps({"info": {"features": features}})})
 
 
+def embeddings_schema(number: pa.DataType | None = None) -> pa.Schema:
+    """CLIP features of length 1; half floats in files, floats for readers that do not know these."""
+    kind = pa.list_(number or pa.float16())
+    return pa.schema([pa.field("sample_id", pa.string(), nullable=False), pa.field("embedding", kind, nullable=False)])
+
+
 def draw_row(draw: Draw, shard_id: int) -> dict[str, Any]:
     """Row of the plan."""
     row = {name: getattr(draw, name) for name, *_ in _DRAW if name != "shard_id"}

@@ -263,7 +263,7 @@ def test_a_query_that_needs_too_much_memory_is_refused_and_spills_nothing(run: P
 def test_mistakes_are_told_in_one_line_with_the_candidates(run: Path):
     assert 'column "clip_scor" not found' in refusal(run, "select clip_scor from metadata")
     assert '"clip_score"' in refusal(run, "select clip_scor\nfrom metadata")
-    assert refusal(run, "select * from metdata").endswith("the tables are metadata, images and failed")
+    assert refusal(run, "select * from metdata").endswith("the tables are metadata, images, embeddings and failed")
     assert "syntax error" in refusal(run, "select * from metadata where")
     assert "Expected" not in refusal(run, "")
     assert "a red circle" in refusal(run, "select prompt::int from metadata where prompt_id = 'p0'")
