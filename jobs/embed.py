@@ -20,6 +20,8 @@ from schemas import layout
 from schemas.errors import RunFolderError
 from schemas.records import Marker
 
+BATCH = 32
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedded:
@@ -58,7 +60,7 @@ def _embed(run: RunDir, marker: Marker, encoder: Any) -> int:
     try:
         table = pq.read_table(pa.BufferReader(run.store.get(file)), columns=["sample_id", "image"], page_checksum_verification=True)
         data = [image["bytes"] for image in table["image"].to_pylist()]
-        features_ND = _features(encoder, data, run.job.config.sampling.batch_size)
+        features_ND = _features(encoder, data)
     except (OSError, pa.ArrowException) as error:
         why = str(error).splitlines()[0]
         raise RunFolderError(f"{run.store.root}/{file}: cannot be read ({why}); 'promptmill verify' tells what to do") from None
@@ -66,12 +68,12 @@ def _embed(run: RunDir, marker: Marker, encoder: Any) -> int:
     return len(data)
 
 
-def _features(encoder: Any, images: list[bytes], batch_size: int) -> np.ndarray:
+def _features(encoder: Any, images: list[bytes]) -> np.ndarray:
     """Float32 (N, D), in batches that are filled up to one size: features do not depend on how many images a shard has."""
     found = [np.zeros((0, 1), dtype=np.float32)]
-    for start in range(0, len(images), batch_size):
-        batch = [_pixels(data) for data in images[start : start + batch_size]]
-        filled = batch + batch[-1:] * (batch_size - len(batch))
+    for start in range(0, len(images), BATCH):
+        batch = [_pixels(data) for data in images[start : start + BATCH]]
+        filled = batch + batch[-1:] * (BATCH - len(batch))
         found.append(encoder.images(filled).cpu().numpy()[: len(batch)])
     return np.concatenate(found[1:] or found)
 
