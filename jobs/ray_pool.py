@@ -207,8 +207,9 @@ class _Pool:
         It keeps its place, so that Ray puts no further actor there. Raises its error if there is no other actor.
         """
         self._ready.discard(number)
+        told = str(why) if isinstance(why, UserError) else _brief(why)
         if str(self._refused.get(number)) != str(why):
-            self._control.on_event("worker_refused", actor=number, error=str(why))
+            self._control.on_event("worker_refused", actor=number, error=told)
         self._refused[number] = why
         self._ask_again[number] = time.monotonic() + REFUSED_SECONDS
         if len(self._refused) == len(self._actors):
