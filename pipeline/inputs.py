@@ -94,6 +94,15 @@ def conditions(draw: Draw, get: Callable[[str], bytes]) -> Conditions:
     return Conditions(init_HWC=_pixels(init, size), mask_HW=_mask(mask, size), control_HWC=control_HWC)
 
 
+def with_kept_pixels(images_NHWC: np.ndarray, conditions: Sequence[Conditions]) -> np.ndarray:
+    """The images with the init image's own pixels where its mask keeps them: decoding changes those of kept latents too."""
+    kept = [
+        image if one.mask_HW is None or one.init_HWC is None else np.where(one.mask_HW[..., None], image, one.init_HWC)
+        for image, one in zip(images_NHWC, conditions, strict=bool(conditions))
+    ]
+    return np.stack(kept) if kept else images_NHWC
+
+
 def canny(image_HWC: np.ndarray, low: int, high: int) -> np.ndarray:
     """White edges on black, uint8 (H, W, 3), as the public canny ControlNets were trained on (Canny 1986, by OpenCV).
 

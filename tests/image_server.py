@@ -6,6 +6,7 @@ slowly that it never ends), ``GARBLED`` (no JSON, once), ``EMPTY`` (no image, al
 """
 
 import base64
+import email
 import io
 import json
 import threading
@@ -59,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self._body(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
             server.asked.append(body)
             server.tries[body["prompt"]] += 1
@@ -73,9 +74,20 @@ class _Handler(BaseHTTPRequestHandler):
             with server.lock:
                 server.open_now -= 1
 
+    def _body(self, data: bytes) -> dict[str, Any]:
+        """Fields of JSON, or of a form: texts as str, files as bytes."""
+        kind = self.headers["Content-Type"]
+        if kind == "application/json":
+            return json.loads(data)
+        form = email.message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + data)
+        parts = [part for part in form.walk() if not part.is_multipart()]
+        found = {str(part.get_param("name", header="content-disposition")): part.get_payload(decode=True) for part in parts}
+        named = {str(part.get_param("name", header="content-disposition")) for part in parts if part.get_filename()}
+        return {name: value if name in named else bytes(value).decode() for name, value in found.items()}  # pyright: ignore[reportArgumentType]
+
     def _answer(self, prompt: str, body: dict[str, Any], number: int) -> None:
         sent = self.headers.get("Authorization")
-        if self.path != "/v1/images/generations":
+        if self.path != f"/v1/images/{'edits' if 'image' in body else 'generations'}":
             self._error(404, "not_found", "no such path")
         elif self.server.key and sent != f"Bearer {self.server.key}":
             self._error(401, "invalid_api_key", f"Incorrect API key provided: {sent}")
@@ -106,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _picture(self, prompt: str, body: dict[str, Any]) -> None:
         width, height = map(int, body["size"].split("x"))
-        data = picture(width // 2 if "SMALL" in prompt else width, height, len(prompt) + body.get("seed", 0))
+        data = picture(width // 2 if "SMALL" in prompt else width, height, len(prompt) + int(body.get("seed", 0)))
         if "URL" in prompt:
             item = {"url": prompt.split("URL ", 1)[1] or "/files/1.png"}
         else:

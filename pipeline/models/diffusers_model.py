@@ -20,7 +20,7 @@ import torch
 import transformers
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from pipeline.inputs import Conditions
+from pipeline.inputs import Conditions, with_kept_pixels
 from pipeline.models.base import Generated
 from pipeline.models.blend import Blend
 from pipeline.models.embeddings import PromptEncoder, TokenCounter, accepted
@@ -92,7 +92,7 @@ class DiffusersModel:
         with torch.inference_mode(), _no_shared_noise(type(self._pipe).__name__):
             output = self._pipe(**accepted(self._pipe.__call__, arguments))
         made = self._generated(draws, np.asarray(output[0], dtype=np.float32), latents.finite(len(draws)), _flags(output, len(draws)))
-        return replace(made, images_NHWC=_kept(made.images_NHWC, conditions))
+        return replace(made, images_NHWC=with_kept_pixels(made.images_NHWC, conditions))
 
     @property
     def _needs_to_be_alone(self) -> bool:
@@ -259,15 +259,6 @@ def _makes_more_than_an_image(takes: Mapping[str, inspect.Parameter], mode: Mode
     """Whether a pipeline makes video or sound, or needs other inputs than texts and those of the mode."""
     needed = [name for name, one in takes.items() if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     return bool(_OTHER_MEDIA & set(takes)) or bool(set(needed) - {"prompt", "class_labels", *(_CONDITIONS if INPUTS[mode] else ())})
-
-
-def _kept(images_NHWC: np.ndarray, conditions: Sequence[Conditions]) -> np.ndarray:
-    """The images with the init image's own pixels where its mask keeps them: decoding changes those of kept latents too."""
-    kept = [
-        image if one.mask_HW is None or one.init_HWC is None else np.where(one.mask_HW[..., None], image, one.init_HWC)
-        for image, one in zip(images_NHWC, conditions, strict=bool(conditions))
-    ]
-    return np.stack(kept) if kept else images_NHWC
 
 
 def _image_tensor(images_HWC: Sequence[np.ndarray]) -> torch.Tensor:

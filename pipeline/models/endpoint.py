@@ -16,15 +16,22 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.inputs import Conditions
+from pipeline.inputs import Conditions, with_kept_pixels
 from pipeline.models.base import Generated
 from pipeline.models.endpoint_client import DrawError, EndpointClient
 from pipeline.models.resolve import ModelCard
 from schemas.config import EndpointConfig, ModelConfig
 from schemas.errors import ModelError
+from schemas.modes import STRENGTH
 from schemas.records import Draw
 
-PATHS = {"text-to-image": "images/generations"}  # mode -> path below the URL
+PATHS = {
+    "text-to-image": "images/generations",
+    "image-to-image": "images/edits",
+    "inpainting": "images/edits",
+    "outpainting": "images/edits",
+}
+"""Path of a mode below the URL."""
 
 
 class EndpointModel:
@@ -45,7 +52,8 @@ class EndpointModel:
 
         Raises ModelError where no draw can succeed: a wrong key, an unknown model, no money, no answer.
         """
-        futures = {name: self._pool.submit(self._one, draw) for name, draw in {draw.sample_id: draw for draw in draws}.items()}
+        pairs = zip(draws, conditions or [Conditions()] * len(draws), strict=True)
+        futures = {name: self._pool.submit(self._one, *pair) for name, pair in {pair[0].sample_id: pair for pair in pairs}.items()}
         try:
             made = {name: future.result() for name, future in futures.items()}
         finally:
@@ -54,7 +62,7 @@ class EndpointModel:
         found = [made[draw.sample_id] for draw in draws]
         blank = np.zeros((draws[0].height, draws[0].width, 3), np.uint8)
         return Generated(
-            images_NHWC=np.stack([blank if isinstance(one, str) else one for one in found]),
+            images_NHWC=with_kept_pixels(np.stack([blank if isinstance(one, str) else one for one in found]), conditions),
             finite=np.ones(len(draws), dtype=bool),
             prompt_tokens=[None] * len(draws),
             prompt_truncated=[None] * len(draws),
@@ -69,29 +77,51 @@ class EndpointModel:
         usage["requests"] += self._client.take_requests()
         return {"requests": usage["requests"], "images": usage["images"], "cost": usage["images"] * self._config.price_per_image}
 
-    def _one(self, draw: Draw) -> np.ndarray | str:
+    def _one(self, draw: Draw, given: Conditions) -> np.ndarray | str:
         """uint8 (H, W, 3), or why there is none."""
         try:
-            data = self._client.image(*self._request(draw))
+            data = self._client.image(PATHS[draw.mode], self._fields(draw), _files(given))
             with self._lock:
                 self._usage["images"] += 1
             return _pixels(data, draw.width, draw.height)
         except DrawError as error:
             return str(error)
 
-    def _request(self, draw: Draw) -> tuple[str, dict[str, Any]]:
-        """Path and body. Raises DrawError for what the server has no field for."""
-        if draw.mode not in PATHS:
-            raise DrawError("bad_request", f"an endpoint does not do {draw.mode}")
-        body: dict[str, Any] = {"model": self.name, "prompt": draw.prompt, "n": 1, "size": f"{draw.width}x{draw.height}"}
+    def _fields(self, draw: Draw) -> dict[str, Any]:
+        """What the server is told. Raises DrawError for what it has no field for."""
+        fields: dict[str, Any] = {"model": self.name, "prompt": draw.prompt, "n": 1, "size": f"{draw.width}x{draw.height}"}
         if self._config.response_format:
-            body["response_format"] = self._config.response_format
+            fields["response_format"] = self._config.response_format
         if self._config.dialect == "diffusion":
-            body |= {"seed": draw.seed, "num_inference_steps": draw.steps, "guidance_scale": draw.guidance_scale}
-            body |= {"negative_prompt": draw.negative_prompt} if draw.negative_prompt else {}
-        elif draw.negative_prompt:
-            raise DrawError("bad_request", "the openai dialect takes no negative prompt; leave it empty, or set model.endpoint.dialect")
-        return PATHS[draw.mode], body | dict(self._config.request)
+            fields |= {"seed": draw.seed, "num_inference_steps": draw.steps, "guidance_scale": draw.guidance_scale}
+            fields |= {"negative_prompt": draw.negative_prompt} if draw.negative_prompt else {}
+            fields |= {"strength": draw.strength} if draw.strength is not None else {}
+        else:
+            _refuse("negative prompt", bool(draw.negative_prompt))
+            _refuse("strength", draw.strength not in (None, STRENGTH.get(draw.mode)))
+        return fields | dict(self._config.request)
+
+
+def _refuse(what: str, given: bool) -> None:
+    if given:
+        raise DrawError("bad_request", f"the openai dialect takes no {what}; leave it out, or set model.endpoint.dialect")
+
+
+def _files(given: Conditions) -> dict[str, bytes]:
+    """Input images as PNG. The mask is transparent where the image is painted anew (OpenAI's API reference, create image edit)."""
+    if given.init_HWC is None:
+        return {}
+    files = {"image": Image.fromarray(given.init_HWC)}
+    if given.mask_HW is not None:
+        alpha = np.where(given.mask_HW, 0, 255).astype(np.uint8)
+        files["mask"] = Image.fromarray(np.dstack([given.init_HWC, alpha]))
+    return {name: _png(picture) for name, picture in files.items()}
+
+
+def _png(picture: Image.Image) -> bytes:
+    data = io.BytesIO()
+    picture.save(data, "PNG", compress_level=1)
+    return data.getvalue()
 
 
 def _key(name: str, config: EndpointConfig) -> str | None:

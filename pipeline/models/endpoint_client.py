@@ -1,6 +1,7 @@
 """HTTP to an images API: how long to wait, when to try again, when to give up on a draw and when on the server.
 
 Fields and codes: https://platform.openai.com/docs/api-reference/images,
+https://docs.vllm.ai/projects/vllm-omni/en/latest/serving/image_edit_api/,
 https://docs.vllm.ai/projects/vllm-omni/en/stable/serving/image_generation_api/.
 """
 
@@ -64,9 +65,9 @@ class EndpointClient:
         self._lock = threading.Lock()
         self._requests = self._lost = 0
 
-    def image(self, path: str, body: dict[str, Any]) -> bytes:
-        """One encoded image. Raises DrawError, or ModelError where asking further is of no use."""
-        answer = self._patiently(lambda: self._asked(path, body))
+    def image(self, path: str, fields: dict[str, Any], files: dict[str, bytes]) -> bytes:
+        """One encoded image; ``files`` are PNGs by field. Raises DrawError, or ModelError where asking further is of no use."""
+        answer = self._patiently(lambda: self._asked(path, _body(fields, files)))
         if isinstance(answer, bytes):
             return answer
         return self._patiently(lambda: self._send("GET", answer))
@@ -101,7 +102,7 @@ class EndpointClient:
 
     def _asked(self, path: str, body: dict[str, Any]) -> bytes | httpx2.URL:
         """One request: the image, or where it lies."""
-        content = self._send("POST", self._base.join(path), body)
+        content = self._send("POST", self._base.join(path), **body)
         try:
             first = json.loads(content)["data"][0]
             if first.get("b64_json"):
@@ -113,14 +114,14 @@ class EndpointClient:
             raise DrawError("bad_image", "the server says that the image lies at an address that is neither https nor its own")
         return url
 
-    def _send(self, method: str, url: httpx2.URL, body: dict[str, Any] | None = None) -> bytes:
+    def _send(self, method: str, url: httpx2.URL, **body: Any) -> bytes:
         """The body of a good answer, read within the time-out."""
         headers = {"Authorization": f"Bearer {self._key}"} if self._key and self._is_own(url) else {}
         deadline = time.monotonic() + self._config.timeout_seconds
         with self._lock:
             self._requests += 1
         try:
-            with self._http.stream(method, url, json=body, headers=headers) as response:
+            with self._http.stream(method, url, headers=headers, **body) as response:
                 content = bytearray()
                 for chunk in response.iter_bytes():
                     content += chunk
@@ -173,6 +174,14 @@ class EndpointClient:
         """One short line without the key."""
         line = " ".join(text.split())
         return (line.replace(self._key, "[key]") if self._key else line)[:300]
+
+
+def _body(fields: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
+    """JSON, or a form with files."""
+    if not files:
+        return {"json": fields}
+    texts = {name: json.dumps(value) if isinstance(value, bool) else str(value) for name, value in fields.items()}
+    return {"data": texts, "files": {name: (f"{name}.png", data, "image/png") for name, data in files.items()}}
 
 
 class _Gate:

@@ -23,6 +23,7 @@ BUNDLED = {"demo": "generator", "demo-upscaler": "upscaler"}
 """Models that come with promptmill, and their folders in WEIGHTS; model.controlnet may be 'demo' too."""
 
 ENDPOINT = "endpoint"  # in the place of a pipeline class
+ENDPOINT_MODES: tuple[Mode, ...] = ("text-to-image", "image-to-image", "inpainting", "outpainting")
 _FIXED_SIZE = frozenset({"DDPMPipeline", "DDIMPipeline", "DiTPipeline"})  # they take neither width nor height
 _CONFIG_PATTERNS = (INDEX, "*/*.json", "*/*.txt", "*/*.model")
 
@@ -62,9 +63,9 @@ def resolve_model(config: ModelConfig, *, base_dir: Path, mode: Mode = "text-to-
     """
     where = f"model {config.id}"
     if config.endpoint:
-        if mode != "text-to-image":
-            raise ModelError(f"sampling.mode: an endpoint does not do {mode}; use text-to-image")
-        return _endpoint_card(config)
+        if mode not in ENDPOINT_MODES:
+            raise ModelError(f"sampling.mode: an endpoint does not do {mode}; it can do: {', '.join(ENDPOINT_MODES)}")
+        return replace(_endpoint_card(config), mode=mode)
     bundled = config.id in BUNDLED
     local = WEIGHTS / BUNDLED[config.id] if bundled else base_dir / Path(config.id).expanduser()
     if bundled or local.is_dir():

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from jobs.cli import main
 from pipeline.models import endpoint_client
@@ -141,3 +143,16 @@ def test_a_plan_needs_no_key(tmp_path: Path, server: ImageServer, monkeypatch: p
     job = job_of(tmp_path, server, "a cat")
     assert promptmill("plan", job.path) == 0
     assert server.asked == []
+
+
+def test_pictures_of_the_prompt_file_are_edited(tmp_path: Path, server: ImageServer) -> None:
+    job = job_of(tmp_path, server, "x")
+    for number in range(3):
+        Image.new("RGB", (16, 16), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    Image.fromarray(np.eye(16, dtype=np.uint8) * 255).save(tmp_path / "mask.png")
+    (tmp_path / "prompts.csv").write_text("prompt,init_image,mask_image\n" + "".join(f"a cat {n},{n}.png,mask.png\n" for n in range(3)))
+    job.write(prompts={"file": "prompts.csv", "texts": None}, sampling={"mode": "inpainting"})
+    assert run(job) == 0
+    assert [row["mode"] for row in rows_of(job)] == ["inpainting"] * 3
+    assert all(asked["image"] and asked["mask"] for asked in server.asked)
+    assert promptmill("verify", job.out) == 0

@@ -1,5 +1,6 @@
 """A server that draws: what it is asked, how often, when it is asked again, and what is never said. Against a real HTTP server."""
 
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,13 +9,16 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from PIL import Image
 
+from pipeline.inputs import Conditions
 from pipeline.models import endpoint_client, load_model
 from pipeline.models.base import Generated, ImageModel
 from pipeline.models.endpoint import EndpointModel
 from pipeline.models.resolve import check_sampling, resolve_model
 from schemas.config import EndpointConfig, ModelConfig, SamplingConfig
 from schemas.errors import ModelError
+from schemas.modes import Mode
 from tests.fakes import make_draw
 from tests.image_server import KEY, ImageServer, serving
 
@@ -33,9 +37,9 @@ def server() -> Iterator[ImageServer]:
         yield running
 
 
-def model_of(server: ImageServer, **settings: Any) -> EndpointModel:
+def model_of(server: ImageServer, mode: Mode = "text-to-image", **settings: Any) -> EndpointModel:
     config = ModelConfig(id="gpt-image-1", endpoint=EndpointConfig.model_validate({"url": server.url} | FAST | settings))
-    model: ImageModel = load_model(resolve_model(config, base_dir=Path.cwd()), config)
+    model: ImageModel = load_model(resolve_model(config, base_dir=Path.cwd(), mode=mode), config)
     assert isinstance(model, EndpointModel)
     return model
 
@@ -210,3 +214,66 @@ def test_a_sampler_is_the_servers_own_choice(server: ImageServer) -> None:
     check_sampling(card, SamplingConfig(width=1792, height=1024))
     with pytest.raises(ModelError, match="the endpoint of m chooses its own sampler; use default"):
         check_sampling(card, SamplingConfig(scheduler="ddim"))
+
+
+def conditions(*, masked: bool) -> Conditions:
+    """An init image of noise, and a mask that keeps its upper half."""
+    init = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    return Conditions(init_HWC=init, mask_HW=np.repeat(np.arange(16) >= 8, 16).reshape(16, 16) if masked else None)
+
+
+def test_an_image_to_edit_goes_as_a_form_with_a_file(server: ImageServer) -> None:
+    given = conditions(masked=False)
+    model = model_of(server, mode="image-to-image", request={"quality": "high", "background": True})
+    made = model.generate([make_draw(0, mode="image-to-image", strength=0.6)], [given])
+    assert made.errors == {}
+    [asked] = server.asked
+    assert {name: value for name, value in asked.items() if name != "image"} == {
+        "model": "gpt-image-1",
+        "prompt": "picture 0",
+        "n": "1",
+        "size": "16x16",
+        "response_format": "b64_json",
+        "quality": "high",
+        "background": "true",
+    }
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(asked["image"]))), given.init_HWC)
+    model_of(server, mode="image-to-image", dialect="diffusion").generate([make_draw(0, mode="image-to-image", strength=0.4)], [given])
+    assert (server.asked[1]["strength"], server.asked[1]["seed"]) == ("0.4", "0")
+
+
+@pytest.mark.parametrize("mode", ["inpainting", "outpainting"])
+def test_a_mask_is_transparent_where_the_image_is_painted_and_the_rest_is_kept(server: ImageServer, mode: Mode) -> None:
+    given = conditions(masked=True)
+    made = model_of(server, mode=mode).generate([make_draw(0, mode=mode, strength=1.0)], [given])
+    alpha = np.asarray(Image.open(io.BytesIO(server.asked[0]["mask"])))[..., 3]
+    assert np.array_equal(alpha == 0, given.mask_HW)
+    assert given.init_HWC is not None
+    assert np.array_equal(made.images_NHWC[0, :8], given.init_HWC[:8])
+    assert not np.array_equal(made.images_NHWC[0, 8:], given.init_HWC[8:])
+
+
+def test_two_draws_are_asked_for_with_their_own_images(server: ImageServer) -> None:
+    draws = [make_draw(n, mode="image-to-image", strength=0.6, init_sha256=str(n)) for n in range(2)]
+    given = [Conditions(init_HWC=np.full((16, 16, 3), n, np.uint8)) for n in range(2)]
+    model_of(server, mode="image-to-image").generate(draws, given)
+    seen = {asked["prompt"]: int(np.asarray(Image.open(io.BytesIO(asked["image"]))).max()) for asked in server.asked}
+    assert seen == {"picture 0": 0, "picture 1": 1}
+
+
+def test_an_edit_that_may_pass_is_sent_whole_again(server: ImageServer) -> None:
+    made = model_of(server, mode="image-to-image").generate(
+        [make_draw(0, prompt="BROKEN", mode="image-to-image", strength=0.6)], [conditions(masked=False)]
+    )
+    assert made.errors == {}
+    assert [len(asked["image"]) for asked in server.asked] == [len(server.asked[0]["image"])] * 3
+
+
+def test_a_strength_that_the_dialect_has_no_field_for_fails_its_draw(server: ImageServer) -> None:
+    made = model_of(server, mode="image-to-image").generate([make_draw(0, mode="image-to-image", strength=0.3)], [conditions(masked=False)])
+    assert made.errors[0].startswith("bad_request: the openai dialect takes no strength; leave it out")
+
+
+def test_modes_that_no_endpoint_does_are_refused(server: ImageServer) -> None:
+    with pytest.raises(ModelError, match="an endpoint does not do super-resolution; it can do: text-to-image, image-to-image, inpainting"):
+        model_of(server, mode="super-resolution")
