@@ -158,7 +158,8 @@ def bench_table(result: "BenchResult") -> RenderableType:
 def _shares(report: "RunReport") -> str:
     """Share of the workers' time that sampling and scoring took."""
     total = report.steady_seconds * max(1, report.workers)
-    sampling, scoring = (report.stages.get(stage, 0.0) / total for stage in ("sample", "score"))
+    stages = (("text", "sample", "decode"), ("score",))
+    sampling, scoring = (sum(report.stages.get(stage, 0.0) for stage in each) / total for each in stages)
     return f"{min(1.0, sampling + scoring):.0%} busy: sampling {sampling:.0%}, scoring {scoring:.0%}"
 
 

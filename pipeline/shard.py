@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pipeline import plan, suspects
 from pipeline.encode import encode
 from pipeline.filter import judge
-from pipeline.models.base import ImageModel, Metered
+from pipeline.models.base import ImageModel, Metered, Timed
 from pipeline.sample import OutOfMemory, Sampled, failed, sample_batch, score_batch
 from pipeline.scorers.base import Scorer
 from pipeline.store import Store
@@ -203,6 +203,7 @@ def _at_size(part: Sequence[Draw], size: int, stages: Stages, clock: "_Clock") -
         with clock("sample"):
             sampled = sample_batch(stages.model, part, size, stages.get_input)
             clock.use(stages.model.take_usage() if isinstance(stages.model, Metered) else {})
+        clock.split("sample", stages.model.take_seconds() if isinstance(stages.model, Timed) else {})
         with clock("score"):
             score_batch(stages.scorers, sampled, size)
     except OutOfMemory as error:
@@ -277,6 +278,13 @@ class _Clock:
         with device():
             self._add("wait", start)
             yield
+
+    def split(self, stage: str, parts: Mapping[str, float]) -> None:
+        """Count parts of a stage by themselves."""
+        with self._lock:
+            for name, seconds in parts.items():
+                self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+                self.seconds[stage] -= seconds
 
     def _add(self, stage: str, start: float) -> None:
         seconds = time.perf_counter() - start

@@ -53,3 +53,12 @@ class Metered(Protocol):
     def take_usage(self) -> Mapping[str, float]:
         """What was used since the last call, by name; sums over calls."""
         ...
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """An ImageModel that knows what its time was spent on, beside the network that is called at each step."""
+
+    def take_seconds(self) -> Mapping[str, float]:
+        """Seconds by part since the last call; the rest of a call is the network's."""
+        ...

@@ -26,6 +26,7 @@ from pipeline.models.blend import Blend
 from pipeline.models.embeddings import PromptEncoder, TokenCounter, accepted
 from pipeline.models.load_addons import MISFITS, add_embeddings, add_loras
 from pipeline.models.modes import CONTROLNETS
+from pipeline.models.part_clock import PartClock
 from pipeline.models.resolve import ModelCard
 from pipeline.models.samplers import make_scheduler
 from pipeline.models.switches import forget_steps, network, put_on_device
@@ -58,11 +59,16 @@ class DiffusersModel:
         self._takes = inspect.signature(self._pipe.__call__).parameters
         self._encoder = PromptEncoder(self._pipe)
         self._tokens = TokenCounter(self._pipe)
+        self._parts = PartClock(self._pipe)
         if not _CONTENT & set(self._takes) or _makes_more_than_an_image(self._takes, card.mode):
             raise ModelError(
                 f"model {card.name}: {card.pipeline_class} does not make images from text{' alone' if not INPUTS[card.mode] else ''};"
                 f" use a model for {card.mode}"
             )
+
+    def take_seconds(self) -> Mapping[str, float]:
+        """Of reading texts and of decoding, since the last call."""
+        return self._parts.take()
 
     def generate(self, draws: Sequence[Draw], conditions: Sequence[Conditions] = ()) -> Generated:
         """Images of the draws, in order, in one call of the pipeline; or in one each where neighbours would change an image."""

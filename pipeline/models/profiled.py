@@ -2,14 +2,14 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity
 
 from pipeline.inputs import Conditions
-from pipeline.models.base import Generated, ImageModel
+from pipeline.models.base import Generated, ImageModel, Timed
 from schemas.records import Draw
 
 RECORDED_CALL = 2  # the first one allocates, compiles, warms up
@@ -24,6 +24,10 @@ class ProfiledModel:
         self._model = model
         self._save = save
         self._calls = 0
+
+    def take_seconds(self) -> Mapping[str, float]:
+        """The model's own, if it tells them."""
+        return self._model.take_seconds() if isinstance(self._model, Timed) else {}
 
     def generate(self, draws: Sequence[Draw], conditions: Sequence[Conditions] = ()) -> Generated:
         """What the model makes."""

@@ -41,6 +41,8 @@ def test_a_worker_leaves_its_stages_and_one_batch_by_operator(job: JobFile, monk
     assert len(timed) == 300
     assert any("conv" in event["name"] for event in timed)
     found = events(stages)
+    marker = json.loads((job.folder / "profiled" / layout.done_file(0)).read_text())
+    assert {"text", "sample", "decode", "score"} <= marker["seconds"].keys()
     assert {"sample", "score", "encode", "write"} <= {event["name"] for event in found}
     assert any(event["args"]["name"].startswith("encode") for event in found if event["ph"] == "M")
 

@@ -158,3 +158,16 @@ def test_shards_of_one_worker_take_turns_on_the_device(tmp_path: Path) -> None:
     shards = [replace(GOOD, shard_id=n) for n in range(6)]
     with ThreadPoolExecutor(2) as pool:
         assert all(result.failed == 0 for result in pool.map(lambda shard: run_shard(shard, shared, stop=never), shards))
+
+
+def test_the_parts_that_a_model_times_are_stages_of_their_own(tmp_path: Path) -> None:
+    class Telling(FakeModel):
+        def take_seconds(self):
+            return {"text": 0.004, "decode": 0.008}
+
+    spans: list[tuple[str, float]] = []
+    watched = replace(stages(tmp_path), model=Telling(), on_stage=lambda stage, start, spent: spans.append((stage, spent)))
+    seconds = run_shard(GOOD, watched, stop=never).seconds  # 3 batches
+    assert seconds["text"] == pytest.approx(0.012)
+    assert seconds["decode"] == pytest.approx(0.024)
+    assert seconds["sample"] == pytest.approx(sum(spent for stage, spent in spans if stage == "sample") - 0.036, abs=0.001)

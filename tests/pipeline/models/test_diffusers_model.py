@@ -1,6 +1,7 @@
 """An image is a function of its draw and of the batch's size, on real pipelines with random weights."""
 
 import inspect
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pipeline.models.base import ImageModel
+from pipeline.models.base import ImageModel, Timed
 from pipeline.models.diffusers_model import _makes_more_than_an_image
 from schemas.errors import ModelError
 from tests.pipeline.models import tiny
@@ -119,6 +120,20 @@ def test_each_text_is_encoded_once(loaded: Loaded, monkeypatch: pytest.MonkeyPat
     for _ in range(2):
         model.generate([make_draw(0, prompt="first, unseen"), make_draw(1, prompt="second, unseen"), make_draw(2, prompt="first, unseen")])
     assert sorted(text for text in seen if "unseen" in text) == ["first, unseen", "second, unseen"]
+
+
+def test_reading_and_decoding_are_timed_apart(loaded: Loaded) -> None:
+    for family in ("sd", "flux"):
+        model = loaded(family)
+        assert isinstance(model, Timed)
+        model.take_seconds()
+        started = time.perf_counter()
+        model.generate([make_draw(0, prompt=f"unread by {family}")])
+        seconds, whole = model.take_seconds(), time.perf_counter() - started
+        assert seconds.keys() == {"text", "decode"}
+        assert all(0 < spent < whole for spent in seconds.values())
+        model.generate([make_draw(0, prompt=f"unread by {family}")])
+        assert model.take_seconds().keys() == {"decode"}  # its text is known
 
 
 def test_texts_kept_are_bounded(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
