@@ -85,7 +85,7 @@ def _judge(run: RunDir, rules: FilterConfig, *, lease: Lease | None) -> Change:
     if lease is None:
         rows = read_rows(run, markers, rules, added)
         after = _counts(rows, judge(rows, rules, [*run.job.scorers, *added], embedding=_embedding(run, markers, rows, rules)))
-    elif rules == run.job.config.filter and not added:
+    elif rules == run.job.config.filter and not added and len(markers) <= SHARDS_PER_TABLE:  # a larger run gains by larger tables
         run.store.delete(layout.JUDGED_INDEX)
         _remove_tables(run, keep=())
         run.log("judged", filter=None)

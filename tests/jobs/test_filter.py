@@ -74,6 +74,15 @@ def test_without_rules_the_run_s_own_verdicts_come_back(run: RunDir) -> None:
     assert run.store.list(layout.JUDGED) == []
 
 
+def test_without_rules_a_run_of_many_shards_keeps_its_verdicts_in_larger_tables(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = rows(run, VERDICTS)
+    monkeypatch.setattr("jobs.filter.SHARDS_PER_TABLE", 4)
+    filter_run(run.store.root)
+    assert len(run.store.list(layout.JUDGED)) == 3, "6 shards in two tables, and the index"
+    assert rows(run, VERDICTS) == own
+    assert verify(run).ok
+
+
 def test_a_dry_run_counts_the_same_and_writes_nothing(run: RunDir) -> None:
     before = digest_of_folder(Path(run.store.root))
     dry = filter_run(run.store.root, rules({"score": "clip", "max": 0.6}), dry_run=True)
