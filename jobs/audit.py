@@ -1,7 +1,8 @@
 """``promptmill audit``: what the filter did to the data. Kept share by class, tag and setting, diversity, distributions of scores.
 
 Failed draws are not counted: nothing was kept or rejected there. Diversity is the mean share of the perceptual hash's
-bits in which two images of a group differ, over all pairs; a filter that lowers it much narrows the data.
+bits in which two images of a group differ, over all pairs; a filter that lowers it much narrows the data. With the features of
+``promptmill embed`` there is the Vendi score too: how many different images a group is worth.
 """
 
 import json
@@ -13,18 +14,24 @@ from typing import Any
 
 import numpy as np
 
+from jobs.embeddings import read_features
 from jobs.judged import added_scorers
 from jobs.query import query
 from jobs.run_dir import RunDir
+from pipeline.metrics import vendi_score
 
 MOST_VALUES = 50  # of a tag or setting; one with more is an id rather than a class
 SETTINGS = ("label", "model", "scheduler", "steps", "guidance_scale", "guidance_rescale", "strength", "width", "height")
+MOST_COMPARED = 20_000  # images
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Images that share a value. ``differing_bits`` is None for fewer than two images."""
+    """Images that share a value. ``differing_bits`` is None for fewer than two images, ``vendi`` for those or without features.
+
+    Of a group with more than ``MOST_COMPARED`` images the Vendi score is that of an even sample.
+    """
 
     by: str
     value: str
@@ -33,6 +40,8 @@ class Group:
     share: float
     differing_bits: float | None
     differing_bits_kept: float | None
+    vendi: float | None
+    vendi_kept: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +67,14 @@ def audit(path: str | Path) -> Audit:
     run = RunDir.open(path)
     scorers = [*run.job.scorers, *added_scorers(run.store)]
     columns = ", ".join([*(f"{name}::varchar as {name}" for name in SETTINGS), *(f"{name}_score" for name in scorers)])
-    sql = f"select status = 'accepted' as kept, phash, tags, {columns} from metadata where status != 'failed'"  # noqa: S608 - names of columns
+    sql = f"select sample_id, status = 'accepted' as kept, phash, tags, {columns} from metadata where status != 'failed'"  # noqa: S608 - names of columns
     table = query([run.store.root], sql)
     kept = np.array(table["kept"].to_pylist(), dtype=bool)
     bits = _bits(table["phash"].to_pylist())
-    groups = [_group("run", "", np.arange(len(kept)), kept, bits)]
+    features = read_features(run, run.markers(), table["sample_id"].to_pylist())
+    groups = [_group("run", "", np.arange(len(kept)), kept, bits, features)]
     for by, values in _partitions(table).items():
-        groups += [_group(by, value, np.array(rows), kept, bits) for value, rows in sorted(values.items())]
+        groups += [_group(by, value, np.array(rows), kept, bits, features) for value, rows in sorted(values.items())]
     scores = [one for name in scorers for one in _distributions(name, table[f"{name}_score"].to_pylist(), kept)]
     return Audit(groups=tuple(groups), scores=tuple(scores))
 
@@ -88,11 +98,26 @@ def _partitions(table: Any) -> dict[str, dict[str, list[int]]]:
     return {by: values for by, values in found.items() if (by == "label" and values) or 2 <= len(values) <= MOST_VALUES}
 
 
-def _group(by: str, value: str, rows: np.ndarray, kept: np.ndarray, bits: np.ndarray) -> Group:
+def _group(by: str, value: str, rows: np.ndarray, kept: np.ndarray, bits: np.ndarray, features: np.ndarray | None) -> Group:
     chosen = rows[kept[rows]]
     share = len(chosen) / len(rows) if len(rows) else 0.0
     common = {"by": by, "value": value, "images": len(rows), "kept": len(chosen), "share": share}
-    return Group(**common, differing_bits=_differing(bits[rows]), differing_bits_kept=_differing(bits[chosen]))
+    return Group(
+        **common,
+        differing_bits=_differing(bits[rows]),
+        differing_bits_kept=_differing(bits[chosen]),
+        vendi=_vendi(features, rows),
+        vendi_kept=_vendi(features, chosen),
+    )
+
+
+def _vendi(features_ND: np.ndarray | None, rows: np.ndarray) -> float | None:
+    if features_ND is None:
+        return None
+    rows = rows[features_ND[rows].any(axis=1)]
+    if len(rows) < 2:
+        return None
+    return vendi_score(features_ND[rows[:: math.ceil(len(rows) / MOST_COMPARED)]])
 
 
 def _bits(phashes: list[str]) -> np.ndarray:

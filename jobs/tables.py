@@ -82,13 +82,16 @@ def change_table(change: "Change") -> Table:
 def audit_tables(found: "Audit") -> RenderableType:
     """Kept shares by value, diversity, distributions of scores, thresholds."""
     kept = Table(box=box.SIMPLE_HEAD)
-    for heading in ("", "value", "images", "kept", "share", "differing bits", "among kept"):
+    vendi = ("Vendi score", "of kept") if found.groups[0].vendi is not None else ()
+    for heading in ("", "value", "images", "kept", "share", "differing bits", "among kept", *vendi):
         kept.add_column(heading, justify="left" if heading in ("", "value") else "right")
     last = None
     for row in found.groups:
-        bits = [f"{share:.3f}" if share is not None else "" for share in (row.differing_bits, row.differing_bits_kept)]
+        figures = [f"{share:.3f}" if share is not None else "" for share in (row.differing_bits, row.differing_bits_kept)]
+        if vendi:
+            figures += [f"{score:.1f}" if score is not None else "" for score in (row.vendi, row.vendi_kept)]
         shown = [Text(row.by if row.by != last else ""), Text(_harmless(row.value))]
-        kept.add_row(*shown, f"{row.images:,}", f"{row.kept:,}", f"{row.share:.1%}", *bits)
+        kept.add_row(*shown, f"{row.images:,}", f"{row.kept:,}", f"{row.share:.1%}", *figures)
         last = row.by
     scores = Table(box=box.SIMPLE_HEAD)
     for heading in ("score", "of", "images", "lowest", "5 %", "25 %", "median", "75 %", "95 %", "highest"):

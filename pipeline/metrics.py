@@ -46,10 +46,11 @@ def vendi_score(features_ND: np.ndarray) -> float:
     """How many different images a set is worth: 1 if all are alike, N if no two have anything in common.
 
     The exponential of the entropy of the eigenvalues of K / N, where K holds the cosines of all pairs (Friedman & Dieng 2022,
-    arXiv 2210.02410, definition 3.1). X'X / N has the same eigenvalues but for zeros, and is D x D however many images there are.
+    arXiv 2210.02410, definition 3.1). X'X / N has the same eigenvalues but for zeros.
     """
     unit_ND = features_ND / np.maximum(np.linalg.norm(features_ND.astype(np.float64), axis=1, keepdims=True), 1e-12)
-    share = np.linalg.eigvalsh(unit_ND.T @ unit_ND / len(unit_ND))
+    smaller = unit_ND @ unit_ND.T if len(unit_ND) < unit_ND.shape[1] else unit_ND.T @ unit_ND
+    share = np.linalg.eigvalsh(smaller / len(unit_ND))
     share = share[share > 1e-12]
     return float(np.exp(-(share * np.log(share)).sum()))
 

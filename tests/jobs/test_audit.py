@@ -11,9 +11,11 @@ from click.testing import CliRunner
 from jobs.audit import audit, to_json
 from jobs.calibrate import Calibration, Point, calibrate
 from jobs.cli import cli
+from jobs.embeddings import Encoder, file_of, write_encoder, write_features
 from jobs.filter import filter_run
 from jobs.query import query
 from jobs.run_dir import RunDir
+from pipeline.metrics import vendi_score
 from schemas.errors import ConfigError
 from tests.runs import finished_run
 
@@ -44,6 +46,26 @@ def test_diversity_is_the_mean_over_all_pairs(run: RunDir) -> None:
     kept = [int(row["phash"], 16) for row in rows(run, "select phash from metadata where status = 'accepted'")]
     pairs = [(one ^ other).bit_count() / 64 for one, other in itertools.combinations(kept, 2)]
     assert audit(run.store.root).groups[0].differing_bits_kept == pytest.approx(np.mean(pairs))
+
+
+def test_with_features_diversity_is_the_vendi_score_too(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run")
+    assert audit(run.store.root).groups[0].vendi is None
+    rng, told = np.random.default_rng(4), {}
+    for marker in run.markers():
+        made = f"select sample_id from images join metadata using (sample_id) where shard_id = {marker.shard_id}"
+        ids = [row["sample_id"] for row in rows(run, made)]
+        features = rng.normal(size=(len(ids), 3)).astype(np.float16)
+        told |= dict(zip(ids, features, strict=True))
+        write_features(run.store, file_of(marker, "v"), ids, features)
+    write_encoder(run.store, Encoder("v", 3))
+    whole, first = audit(run.store.root).groups[:2]
+    labelled = f"select sample_id from metadata where label = '{first.value}' and status != 'failed'"
+    of_label = [row["sample_id"] for row in rows(run, labelled)]
+    assert first.vendi == pytest.approx(vendi_score(np.stack([told[sample_id] for sample_id in of_label])))
+    kept = [row["sample_id"] for row in rows(run, "select sample_id from metadata where status = 'accepted'")]
+    assert whole.vendi_kept == pytest.approx(vendi_score(np.stack([told[sample_id] for sample_id in kept])))
+    assert "Vendi score" in CliRunner().invoke(cli, ["audit", run.store.root]).output
 
 
 def test_distributions_are_of_all_and_of_kept_images(run: RunDir) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.embed import embed
 from jobs.export import export
 from jobs.filter import filter_run
 from jobs.query import query
@@ -177,5 +178,9 @@ def test_a_run_there_is_exported_and_reported_as_one_on_a_disk(tmp_path: Path, u
         export(path, tmp_path / f"set{number}", form="hf")
     assert digest_of_folder(tmp_path / "set0") == digest_of_folder(tmp_path / "set1")
     assert report(url, tmp_path / "report.html") > 10_000
+    assert embed(url, clip="demo").images == 20
+    both = [query([path], "from embeddings order by sample_id").to_pylist() for path in (url, tmp_path / "run")]
+    assert (len(both[0]), len(both[1])) == (20, 0)
+    assert len(both[0][0]["embedding"]) > 8
     with pytest.raises(RunFolderError, match="an export goes to a folder of this machine"):
         export(url, f"{url}-set", form="hf")

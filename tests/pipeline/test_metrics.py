@@ -58,6 +58,7 @@ def test_the_vendi_score_is_that_of_the_definition_and_counts_different_images()
     cosines = np.array([[x @ y / np.linalg.norm(x) / np.linalg.norm(y) for y in MADE] for x in MADE])
     shares = [share for share in np.linalg.eigvalsh(cosines / len(MADE)) if share > 1e-12]
     assert vendi_score(MADE) == pytest.approx(np.exp(-sum(share * np.log(share) for share in shares)))
+    assert vendi_score(MADE[:4]) == pytest.approx(vendi_score(np.c_[MADE[:4], np.zeros((4, 9))])), "whichever side is smaller"
     assert vendi_score(np.repeat(MADE[:1], 9, axis=0)) == pytest.approx(1)
     assert vendi_score(3 * np.eye(7)) == pytest.approx(7)
     assert vendi_score(np.repeat(np.eye(7), 5, axis=0)) == pytest.approx(7), "copies add nothing"
