@@ -34,7 +34,8 @@ class ModelCard:
 
     ``name`` is that of a bundled model, the hub id, or the folder's own name. ``revision`` is the hub commit, or a sha256 over
     the files that get loaded. ``width`` and ``height`` are its default size in pixels; sizes are multiples of
-    ``size_multiple`` and at most ``max_size``. ``prediction_type`` is epsilon, v_prediction, sample or flow.
+    ``size_multiple`` and at most ``max_size``. ``prediction_type`` is epsilon, v_prediction, sample or flow;
+    ``zero_snr`` tells that the noise schedule ends in pure noise.
     ``pipeline_class`` is what does the job's ``mode``; ``input_scale`` is how much larger its images are than their init
     image; ``controlnet`` is the folder of the ControlNet; ``addons`` are LoRA weights and the like.
     """
@@ -51,6 +52,7 @@ class ModelCard:
     prediction_type: str
     mode: Mode = "text-to-image"
     input_scale: int = 1
+    zero_snr: bool = False
     controlnet: str | None = None
     addons: Addons = field(default_factory=Addons)
 
@@ -176,7 +178,7 @@ def _check_sampler(card: ModelCard, name: str) -> None:
     prediction = "edm" if card.scheduler.startswith("EDM") else card.prediction_type
     if card.pipeline_class == ENDPOINT and name != "default":
         raise ModelError(f"sampling.scheduler: the endpoint of {card.name} chooses its own sampler; use default")
-    fitting = ", ".join(samplers.fitting(prediction))
+    fitting = ", ".join(samplers.fitting(prediction, zero_snr=card.zero_snr))
     if name == "default":
         if card.scheduler in samplers.SEED_IGNORED:
             raise ModelError(f"sampling.scheduler: {card.name}'s own {card.scheduler} ignores the seed of an image; use one of: {fitting}")
@@ -188,6 +190,11 @@ def _check_sampler(card: ModelCard, name: str) -> None:
     if prediction not in samplers.SAMPLERS[name].fits:
         raise ModelError(
             f"sampling.scheduler: {name} cannot step with the {prediction} prediction of {card.name}; use one of: default, {fitting}"
+        )
+    if card.zero_snr and name in samplers.NO_ZERO_SNR:
+        raise ModelError(
+            f"sampling.scheduler: {name} cannot start from the pure noise in which the schedule of {card.name} ends;"
+            f" use one of: default, {fitting}"
         )
 
 
@@ -254,6 +261,7 @@ def _card(found: ModelFolder, *, name: str, revision: str, folder: Path, where: 
         max_size=width if fixed else max_patches * patch * scale if isinstance(max_patches, int) else None,
         scheduler=str(scheduler.get("_class_name", "")),
         prediction_type=_prediction(scheduler),
+        zero_snr=bool(scheduler.get("rescale_betas_zero_snr")),
     )
 
 

@@ -1,6 +1,7 @@
 """A model that cannot be loaded, or should not be, is refused in one line before anything is loaded."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -237,3 +238,14 @@ def test_resolving_imports_neither_torch_nor_diffusers(own_copy: Path) -> None:
         "print(sorted({'torch', 'diffusers', 'transformers', 'open_clip', 'ray'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["lms", "heun", "dpm2", "dpm2_a", "dpm++_2m_sde_karras"])
+def test_a_sampler_that_cannot_start_from_pure_noise_is_refused_for_models_that_do(own_copy: Path, name: str) -> None:
+    demo = resolve_model(ModelConfig(id="demo"), base_dir=Path.cwd())
+    with pytest.raises(
+        ModelError, match=rf"{re.escape(name)} cannot start from the pure noise in which the schedule of demo ends; use one of: default"
+    ) as caught:
+        check_sampling(demo, SamplingConfig(scheduler=name))
+    assert f" {name}," not in str(caught.value)
+    check_sampling(resolve_model(ModelConfig(id=str(own_copy)), base_dir=Path.cwd()), SamplingConfig(scheduler=name))
