@@ -5,9 +5,11 @@ published is on the disk: every file and folder is fsynced before the rename.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from pipeline.store import is_url
 from schemas.errors import RunFolderError
 
 HIDDEN = ".promptmill-export"
+NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -25,9 +28,8 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     place = Path(target).absolute()
     if place.exists() or place.is_symlink():
         raise RunFolderError(f"{target}: is there already; choose another target, or delete it")
-    folder = place.with_name(f".{place.name}{HIDDEN}")
     try:
-        handle = _hold(folder, target)
+        folder, handle = _hold(place.with_name(f".{place.name}{HIDDEN}"), target)
     except OSError as error:
         raise RunFolderError(f"{target}: cannot be written: {error.strerror}; choose another target") from None
     try:
@@ -44,8 +46,11 @@ def new_folder(target: str | Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def _hold(folder: Path, target: str | Path) -> int:
-    """Make the folder, or empty the one that a killed export left; locked until the handle is closed, by death too."""
+def _hold(folder: Path, target: str | Path) -> tuple[Path, int]:
+    """Make the folder, or empty the one that a killed export left; locked until the handle is closed, by death too.
+
+    Where folders cannot be locked (NFS) it is one of a name that no other export has, and stays behind if this one is killed.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(exist_ok=True)
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -58,10 +63,16 @@ def _hold(folder: Path, target: str | Path) -> int:
     except BlockingIOError:
         os.close(handle)
         raise RunFolderError(f"{target}: another export is writing it; wait for it, or choose another target") from None
-    except OSError:
+    except OSError as error:
         os.close(handle)
-        raise
-    return handle
+        if error.errno not in NO_LOCKS:
+            raise
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+        folder.chmod(0o755)
+        return folder, os.open(folder, os.O_RDONLY)
+    return folder, handle
 
 
 def _sync(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Exports read back by the libraries that they are for, pixel for pixel; hostile text, damage and existing targets."""
 
+import errno
 import gc
 import hashlib
 import io
@@ -194,6 +195,16 @@ def test_of_two_exports_to_one_target_the_second_is_refused_and_the_first_not_di
         with pytest.raises(RunFolderError, match=r"out: another export is writing it; wait for it"):
             export(run.store.root, tmp_path / "out", form="hf")
     assert (tmp_path / "out" / "mine").read_text() == "half done"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_where_folders_cannot_be_locked_an_export_works_too(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(handle: int, operation: int) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")  # what NFS says of a folder
+
+    monkeypatch.setattr("jobs.export.place.fcntl.flock", flock)
+    export(run.store.root, tmp_path / "out", form="parquet")
+    assert (tmp_path / "out" / "README.md").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
