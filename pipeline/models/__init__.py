@@ -1,5 +1,6 @@
 """What makes images. ``resolve`` plans with a model, ``load_model`` loads it; neither is done at import."""
 
+import logging
 import os
 
 from pipeline.models.base import ImageModel
@@ -19,6 +20,8 @@ def load_model(card: ModelCard, config: ModelConfig) -> ImageModel:
 
         return EndpointModel(card, config)
     os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"  # read when diffusers is first imported
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # else it warns of torchao, where that is installed,
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # and so does torch
     from pipeline.models.diffusers_model import DiffusersModel
 
     return DiffusersModel(card, config)

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import logging
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -144,6 +145,7 @@ def _compile(core: Any, how: str, *, gpu: bool) -> None:
     dynamo.recompile_limit = _RECOMPILES
     dynamo.fail_on_recompile_limit_hit = True
     inductor.deterministic = True  # else kernels are chosen by a clock
+    warnings.filterwarnings("ignore", module=r"torch\._dynamo")  # of functions that it looks through and a user cannot change
     if how == "whole":
         core.compile(dynamic=False)
         return

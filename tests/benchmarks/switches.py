@@ -1,8 +1,8 @@
 """What each switch of `model.compute` gives here: `python -m tests.benchmarks.switches [--rounds 3] [--write]`. Prints Markdown tables.
 
-All ways of one model are loaded in one process and draw the same images in turns, round after round, so that a machine that
-slows down slows all; a figure is the median over the rounds of the plain model's seconds by the switch's. `--write` puts the tables
-into docs/speed.md.
+All ways of one model are loaded in one process and draw the same images on one thread of the CPU, in turns, round after round, so
+that a machine that slows down slows all. A figure is the median over the rounds of the plain model's seconds of processor time by
+the switch's. `--write` puts the tables into docs/speed.md.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def measure(config: Path, ways: Mapping[str, Switches], *, draws: int, rounds: i
             continue
         settings = ModelConfig.model_validate(job.config.model.model_dump() | {"compute": switches})
         models[name] = load_model(job.model, settings)
-        first[name], _ = _draw(models[name], sample[:size], size)
+        started = time.perf_counter()
+        _draw(models[name], sample[:size], size)
+        first[name] = time.perf_counter() - started
     seconds: dict[str, list[float]] = {name: [] for name in models}
     images: dict[str, np.ndarray] = {}
     for number in range(rounds):
@@ -104,9 +106,9 @@ def table(rows: list[Measured]) -> str:
 
 
 def _draw(model: ImageModel, draws: list[Draw], size: int) -> tuple[float, np.ndarray]:
-    started = time.perf_counter()
+    started = time.process_time()
     made = [model.generate(draws[start : start + size]).images_NHWC for start in range(0, len(draws), size)]
-    return time.perf_counter() - started, np.concatenate(made)
+    return time.process_time() - started, np.concatenate(made)
 
 
 def _measured(
@@ -149,7 +151,7 @@ def main() -> None:
                 few,
             ),
         ]
-        texts = [f"{args.rounds} rounds in turns, one thread, on {machine()}. Speed is against the model without switches, which is 1."]
+        texts = [f"{args.rounds} rounds in turns, one thread, processor time, on {machine()}. The model without switches has speed 1."]
         texts += [f"{title}:\n\n{table(measure(config, ways, draws=draws, rounds=args.rounds))}" for title, config, ways, draws in jobs]
     print("\n\n".join(texts))
     if args.write:
