@@ -349,6 +349,21 @@ def report(run: str | Path, out: Path) -> None:
 
 @cli.command()
 @RUN
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port on 127.0.0.1; 0 is any that is free.")
+def serve(run: str | Path, port: int) -> None:
+    """Show a run in the browser, live while it goes on: counts, scores, and its images by SQL conditions. Ctrl-C ends it."""
+    from jobs.serve import serve as answer
+
+    answer(
+        run,
+        port,
+        on_message=lambda text: click.echo(text, err=True),
+        on_ready=lambda url: click.echo(f"{url} shows {run}; Ctrl-C ends it"),
+    )
+
+
+@cli.command()
+@RUN
 @click.option("--against", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="Real images, a folder per class.")
 @click.option("--label", default="label", show_default=True, metavar="COLUMN", help="Column, or tags.NAME, that names the classes.")
 @click.option("--where", default="true", metavar="SQL", help="Condition on the run's images.")

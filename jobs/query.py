@@ -169,8 +169,9 @@ class _JudgedAnew(QueryError):
 class Guard:
     """Time limit of one query, and its errors in one line."""
 
-    def __init__(self, *, memory: str, timeout_seconds: float | None, runs: Sequence[tuple[str, RunDir]] = ()) -> None:
+    def __init__(self, *, memory: str, timeout_seconds: float | None, runs: Sequence[tuple[str, RunDir]] = (), views: str = VIEWS) -> None:
         self._memory = memory
+        self._views = views
         self._timeout_seconds = timeout_seconds
         self._runs = runs
         self._verdicts: list[bytes] = []
@@ -238,9 +239,9 @@ class Guard:
         if "Expected a single SELECT statement" in said or "must be at the top level" in said:
             return "only one SELECT is allowed, and nothing that writes, sets, loads or attaches; 'describe metadata' lists the columns"
         if isinstance(error, duckdb.PermissionException) or "has been locked" in said:
-            return f"{said.split(' - ')[0]}; a query may only read the run's {VIEWS}"
+            return f"{said.split(' - ')[0]}; a query may only read the run's {self._views}"
         if isinstance(error, duckdb.CatalogException) and said.startswith("Catalog Error: Table with name"):
-            return f"{said}; the tables are {VIEWS}"
+            return f"{said}; the tables are {self._views}"
         if _is_about_files(error) and self._runs:
             return f"{said}; a shard is missing or damaged: 'promptmill verify {self._runs[0][0]}' tells which"
         return said

@@ -103,23 +103,29 @@ def _with_images(run: RunDir, shard_id: int, rows: dict[str, dict[str, Any]]) ->
         if row is None:
             continue
         if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
-            raise _damaged(run, name, f"image {sample_id} is not the one that was made: its sha256 differs")
+            raise damaged(run, name, f"image {sample_id} is not the one that was made: its sha256 differs")
         yield row, data
     if rows:
-        raise _damaged(run, name, f"image {next(iter(rows))} is missing")
+        raise damaged(run, name, f"image {next(iter(rows))} is missing")
+
+
+def image_table(run: RunDir, name: str) -> ds.Dataset:
+    """The image table of a shard, of which only what is asked for is read. Raises OSError."""
+    root = run.store.root
+    return open_objects(root).dataset([name], images_schema()) if is_url(root) else ds.dataset(f"{root}/{name}", format="parquet")
 
 
 def _images(run: RunDir, name: str) -> Iterator[tuple[str, bytes]]:
-    root = run.store.root
     try:
-        table = open_objects(root).dataset([name], images_schema()) if is_url(root) else ds.dataset(f"{root}/{name}", format="parquet")
+        table = image_table(run, name)
         batches = table.to_batches(columns=["sample_id", "image"], batch_size=IMAGES_AT_A_TIME, batch_readahead=1, fragment_readahead=1)
         for batch in batches:
             for row in batch.to_pylist():
                 yield row["sample_id"], row["image"]["bytes"]
     except (OSError, pa.ArrowException) as error:
-        raise _damaged(run, name, f"cannot be read ({str(error).splitlines()[0]})") from None
+        raise damaged(run, name, f"cannot be read ({str(error).splitlines()[0]})") from None
 
 
-def _damaged(run: RunDir, name: str, what: str) -> RunFolderError:
+def damaged(run: RunDir, name: str, what: str) -> RunFolderError:
+    """What is wrong with a file, and what to do."""
     return RunFolderError(f"{run.store.root}/{name}: {what}; 'promptmill verify {run.store.root}' tells what to do")

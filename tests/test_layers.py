@@ -15,7 +15,7 @@ DOORS = {  # package -> places that may import it
     "diffusers": ("pipeline/models/",),
     "open_clip": ("pipeline/scorers/", "pipeline/models/demo/"),
     "torch": ("pipeline/models/", "pipeline/scorers/"),
-    "duckdb": ("jobs/query.py", "jobs/query/", "jobs/expression.py", "jobs/status.py"),
+    "duckdb": ("jobs/query.py", "jobs/query/", "jobs/expression.py", "jobs/serve/rows.py", "jobs/status.py"),
 }
 STAGES = ("prompts", "sample", "filter", "encode", "write")
 

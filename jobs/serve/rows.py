@@ -1,0 +1,171 @@
+"""The metadata of a run that may still go on, as a table in DuckDB's memory; asked behind the walls of a query.
+
+A large run has many small files: opening them all takes seconds, too long for a page. So they are read once, and what is
+committed or judged later is taken in when it is there.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.judged import added_scorers, metadata_sources
+from jobs.query import BEFORE_LOCK, Guard
+from jobs.run_dir import READERS, JobRecord, RunDir
+from pipeline.store import Store
+from schemas import layout
+from schemas.errors import RunFolderError
+from schemas.records import Marker
+from schemas.tables import metadata_schema
+
+ROWS_AT_A_TIME = 100_000  # that are read before they are put into the table
+REFRESH_SECONDS = 1.0  # a run is not looked at more often
+
+
+class WatchedRun(RunDir):
+    """A run folder that is looked at again and again: only markers that were published since the last look are read."""
+
+    def __init__(self, store: Store, job: JobRecord) -> None:
+        super().__init__(store, job)
+        self._seen: Mapping[str, tuple[str, Marker | None]] = {}
+
+    def each_marker(self) -> Iterator[tuple[str, Marker | None]]:
+        stamps, seen = self.store.stamps(layout.DONE), self._seen
+        fresh = [name for name, stamp in stamps.items() if name not in seen or seen[name][0] != stamp]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="markers") as pool:
+            read = dict(zip(fresh, pool.map(self.marker, fresh), strict=True))
+        self._seen = now = {name: (stamp, read[name] if name in read else seen[name][1]) for name, stamp in stamps.items()}
+        return ((name, now[name][1]) for name in sorted(now))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    """A table and what is in it: the verdicts' index, and the marker of each shard."""
+
+    connection: duckdb.DuckDBPyConnection
+    judged: bytes
+    shards: dict[int, Marker] = field(default_factory=dict)
+
+
+class Rows:
+    """Views ``metadata`` and ``failed`` of the committed shards.
+
+    ``memory`` bounds the table and the queries together, ``timeout_seconds`` one query.
+    """
+
+    def __init__(self, run: RunDir, *, memory: str = "4GB", timeout_seconds: float = 15.0) -> None:
+        self.run = run
+        self._guard = {"memory": memory, "timeout_seconds": timeout_seconds, "views": "metadata and failed"}
+        self._memory = memory
+        self._lock = threading.Lock()
+        self._asking: set[duckdb.DuckDBPyConnection] = set()
+        self._looked_at = 0.0
+        self._table = self._empty(b"")
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what was committed and judged since. Raises UserError, and keeps what it had."""
+        with self._lock:
+            if self._looked_at and time.monotonic() - self._looked_at < REFRESH_SECONDS:
+                return
+            judged = _index_of_verdicts(self.run)
+            markers = {marker.shard_id: marker for marker in self.run.markers()}
+            table = self._table if judged == self._table.judged else self._empty(judged)
+            new = [marker for marker in markers.values() if table.shards.get(marker.shard_id) != marker]
+            gone = sorted(table.shards.keys() - markers.keys())
+            if new or gone:
+                self._take(table, new, gone)
+            if table is not self._table or not self._looked_at:
+                table.connection.execute("checkpoint")  # compresses a table in memory
+            self._table = table
+            self._looked_at = time.monotonic()
+
+    def marker(self, shard_id: int) -> Marker | None:
+        """The commit marker of a shard that is in the table."""
+        return self._table.shards.get(shard_id)
+
+    def ask(self, sql: str) -> list[dict[str, Any]]:
+        """The rows of one SELECT. Raises QueryError with one line."""
+        guard = Guard(**self._guard)
+        cursor = self._table.connection.cursor()
+        self._asking.add(cursor)
+        try:
+            with guard.errors(), guard.deadline(cursor):
+                return cursor.sql("select * from query(?)", params=[sql]).to_arrow_table().to_pylist()
+        finally:
+            self._asking.discard(cursor)
+            cursor.close()
+
+    def interrupt(self) -> None:
+        """End all queries that are under way; their callers get a QueryError."""
+        for cursor in list(self._asking):
+            cursor.interrupt()
+
+    def _empty(self, judged: bytes) -> _Table:
+        guard = Guard(**self._guard)
+        with guard.errors():
+            connection = duckdb.connect(config=BEFORE_LOCK | {"memory_limit": self._memory})
+            schema = metadata_schema([*self.run.job.scorers, *added_scorers(self.run.store)])
+            connection.register("empty", schema.empty_table())
+            connection.execute("create table metadata as from empty")
+            connection.unregister("empty")
+            connection.execute("create view failed as from metadata where status = 'failed'")
+            connection.execute("set secret_directory = ''")
+            connection.execute("set enable_external_access = false")
+            connection.execute("set lock_configuration = true")
+        return _Table(connection=connection, judged=judged)
+
+    def _take(self, table: _Table, markers: Sequence[Marker], gone: Sequence[int]) -> None:
+        """Put the rows of these shards into the table instead of those that it has of them, and take those of others out: all or nothing."""
+        draws = {layout.metadata_file(marker.shard_id): marker.draws for marker in markers}
+        old = [*gone, *(marker.shard_id for marker in markers if marker.shard_id in table.shards)]
+        with Guard(**self._guard).errors(), table.connection.cursor() as cursor, ThreadPoolExecutor(READERS) as pool:
+            cursor.begin()
+            if old:
+                cursor.execute(f"delete from metadata where shard_id in ({', '.join(map(str, old))})")  # noqa: S608 - numbers
+            for names, where, _ in metadata_sources(self.run, markers) if markers else ():
+                for some in _portions(names, draws):
+                    cursor.register("fresh", pa.concat_tables(pool.map(self._read, some), promote_options="default"))
+                    cursor.execute(f"insert into metadata by name select * from fresh where {where}")  # noqa: S608 - no text of a user
+                    cursor.unregister("fresh")
+            cursor.commit()
+        for shard_id in gone:
+            del table.shards[shard_id]
+        table.shards.update({marker.shard_id: marker for marker in markers})
+
+    def _read(self, name: str) -> pa.Table:
+        root = self.run.store.root
+        try:
+            data = pa.BufferReader(self.run.store.get(name))
+            return pq.ParquetFile(data, page_checksum_verification=True).read(use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({str(error).splitlines()[0]})"
+            raise RunFolderError(f"{root}/{name}: {what}; 'promptmill verify {root}' tells what to do") from None
+
+
+def _index_of_verdicts(run: RunDir) -> bytes:
+    try:
+        return run.store.get(layout.JUDGED_INDEX)
+    except FileNotFoundError:
+        return b""
+
+
+def _portions(names: Sequence[str], draws: Mapping[str, int]) -> Iterator[list[str]]:
+    """Files of up to ``ROWS_AT_A_TIME`` rows together; one of unknown size comes alone."""
+    portion: list[str] = []
+    rows = 0
+    for name in names:
+        more = draws.get(name, ROWS_AT_A_TIME)
+        if portion and rows + more > ROWS_AT_A_TIME:
+            yield portion
+            portion, rows = [], 0
+        portion.append(name)
+        rows += more
+    if portion:
+        yield portion

@@ -1,0 +1,115 @@
+"""HTTP on 127.0.0.1: who may ask, and how. What is asked for is answered by ``site``.
+
+The pages show text that anybody may have written, and any web page in the user's browser can send requests here. So: only GET; only for
+this machine's own names, since a foreign name may be made to point here (DNS rebinding); not on behalf of another site;
+and nothing that is sent may be run, framed or used by other pages.
+"""
+
+import logging
+import socket
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+from jobs.serve.pages import POLICY
+from jobs.serve.site import Answer, Site
+from schemas.errors import UserError
+
+log = logging.getLogger(__name__)
+
+ADDRESS = "127.0.0.1"
+OWN_NAMES = ("127.0.0.1", "localhost")
+IDLE_SECONDS = 60  # a connection that asks for nothing is closed
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+class Server(ThreadingHTTPServer):
+    """Threads of it do not keep the process from ending."""
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+
+    def __init__(self, site: Site, port: int) -> None:
+        self.site = site
+        try:
+            super().__init__((ADDRESS, port), _Handler)
+        except (OSError, OverflowError) as error:
+            raise UserError(f"--port {port}: cannot be used ({error}); choose another, or 0 for any that is free") from None
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://{ADDRESS}:{self.server_port}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that went away is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError | socket.timeout):
+            log.exception("while a request was read")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = IDLE_SECONDS
+    server: Server
+
+    def do_GET(self) -> None:
+        if _hostname(self.headers.get_all("Host", [])) not in OWN_NAMES:
+            self._refuse(421, f"This is not that host; open {self.server.url}")
+        elif self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+            self._refuse(403, f"Another site asked for this; open {self.server.url} yourself")
+        else:
+            self._send(self._answer())
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What is no valid GET."""
+        if code == 501:
+            return self._refuse(405, "Only GET is answered", {"Allow": "GET"})
+        return self._refuse(code, message or "This is no request that can be answered")
+
+    def version_string(self) -> str:
+        return "promptmill"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests are not logged."""
+
+    def _answer(self) -> Answer:
+        parts = urlsplit(self.path)
+        try:
+            return self.server.site.answer(parts.path, parts.query)
+        except Exception:
+            log.exception("while %s was made", parts.path)
+            return self.server.site.says(500, "That did not work", "This is a mistake in promptmill; the terminal shows where it happened.")
+
+    def _refuse(self, status: int, text: str, headers: dict[str, str] | None = None) -> None:
+        """Without a word about the run."""
+        self.close_connection = True
+        self._send(Answer(body=f"{text}\n".encode(), kind="text/plain; charset=utf-8", status=status, headers=headers or {}))
+
+    def _send(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        for name, value in (HEADERS | dict(answer.headers)).items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", answer.kind)
+        self.send_header("Content-Length", str(len(answer.body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
+
+
+def _hostname(hosts: list[str]) -> str | None:
+    """Of the one Host header, without its port."""
+    if len(hosts) != 1:
+        return None
+    name, _, port = hosts[0].strip().lower().partition(":")
+    return name if not port or port.isdigit() else None

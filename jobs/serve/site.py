@@ -1,0 +1,127 @@
+"""Which page an address leads to. Knows nothing of HTTP but the path, the query and what comes back."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import parse_qs
+
+from jobs.report.facts import gather_counts
+from jobs.run_dir import RunDir
+from jobs.serve import pages
+from jobs.serve.pictures import Pictures
+from jobs.serve.rows import Rows
+from jobs.serve.view import View, find, stretch
+from jobs.verify_rows import SAMPLE_ID
+from schemas.errors import QueryError, UserError
+
+REFRESH_SECONDS = 10  # of the overview, while the run goes on
+OTHERS = 12  # draws of a prompt that are shown beside one
+KEPT = {"Cache-Control": "private, max-age=3600"}  # an image is a function of its draw
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Status, media type, bytes and further headers of a reply."""
+
+    body: bytes
+    kind: str = "text/html; charset=utf-8"
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Site:
+    """The pages of one run."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._pictures = Pictures(rows)
+        self._routes: list[tuple[str, Callable[..., Answer]]] = [
+            ("/", self._overview),
+            ("/gallery", self._gallery),
+            (f"/draws/({SAMPLE_ID})", self._draw),
+            (f"/images/([0-9]{{1,9}})/({SAMPLE_ID})", self._image),
+            (f"/thumbnails/([0-9]{{1,9}})/({SAMPLE_ID})", self._thumbnail),
+            ("/inputs/([0-9a-f]{64})", self._input),
+        ]
+
+    @property
+    def run(self) -> RunDir:
+        """The run that is shown."""
+        return self._rows.run
+
+    def answer(self, path: str, query: str) -> Answer:
+        """What an address leads to; what goes wrong is told on a page."""
+        for pattern, page in self._routes:
+            if match := re.fullmatch(pattern, path):
+                try:
+                    return page(query, *match.groups())
+                except KeyError:
+                    break
+                except UserError as error:
+                    return self.says(500, "That did not work", str(error))
+        return self.says(404, "Not found", f"{self.run.store.root} has nothing at {path}")
+
+    def says(self, status: int, title: str, text: str) -> Answer:
+        """A page that only says something."""
+        return _html(pages.message(self.run, title, text), status=status)
+
+    def _overview(self, _: str) -> Answer:
+        self._rows.refresh()
+        facts = gather_counts(self.run, self._rows.ask)
+        running = facts.status.state == "running"
+        return _html(pages.overview(self.run, facts), headers={"Refresh": str(REFRESH_SECONDS)} if running else {})
+
+    def _gallery(self, query: str) -> Answer:
+        self._rows.refresh()
+        view = View.parse(query)
+        try:
+            found, error = find(self._rows, view), None
+        except QueryError as wrong:
+            found, error = None, str(wrong)
+        return _html(pages.gallery(self.run, view, found, error), status=400 if error else 200)
+
+    def _draw(self, query: str, sample_id: str) -> Answer:
+        self._rows.refresh()
+        rows = self._rows.ask(f"select * from metadata where sample_id = '{sample_id}'")  # noqa: S608 - hexadecimal digits
+        if not rows:
+            raise KeyError(sample_id)
+        prompt_id = rows[0]["prompt_id"].replace("'", "''")
+        of_prompt = View(where=f"prompt_id = '{prompt_id}'")
+        others = find(self._rows, of_prompt)
+        view, place = self._place(query, sample_id)
+        return _html(pages.draw(self.run, rows[0], view, place, others.rows[:OTHERS], others.total))
+
+    def _place(self, query: str, sample_id: str) -> tuple[View, pages.Place | None]:
+        """The view that led to a draw, and where it stands there; None if it stands there no longer."""
+        view = View.parse(query)
+        number = parse_qs(query).get("n", [""])[-1]
+        if not (number.isascii() and number.isdigit() and len(number) < 10):
+            return view, None
+        at = int(number)
+        try:
+            total = find(self._rows, view).total
+            near = stretch(self._rows, view, max(0, at - 1), 3 if at else 2)
+        except QueryError:
+            return view, None
+        here = 1 if at else 0
+        if len(near) <= here or near[here]["sample_id"] != sample_id:
+            return view, None
+        before = near[0]["sample_id"] if at else None
+        after = near[here + 1]["sample_id"] if len(near) > here + 1 else None
+        return view.at(at // 48 + 1), pages.Place(number=at, total=total, before=before, after=after)
+
+    def _image(self, _: str, shard_id: str, sample_id: str) -> Answer:
+        data = self._pictures.original(int(shard_id), sample_id)
+        name = {"Content-Disposition": f'inline; filename="{sample_id}.{self._pictures.format}"'}
+        return Answer(body=data, kind=pages.IMAGE_TYPES[self._pictures.format], headers=KEPT | name)
+
+    def _thumbnail(self, _: str, shard_id: str, sample_id: str) -> Answer:
+        data, kind = self._pictures.small(int(shard_id), sample_id)
+        return Answer(body=data, kind=pages.IMAGE_TYPES[kind], headers=KEPT)
+
+    def _input(self, _: str, sha256: str) -> Answer:
+        return Answer(body=self._pictures.conditioning(sha256), kind="image/webp", headers=KEPT)
+
+
+def _html(page: str, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+    return Answer(body=page.encode("utf-8", "replace"), status=status, headers={"Cache-Control": "no-store", **(headers or {})})
