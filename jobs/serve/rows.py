@@ -14,6 +14,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.types as pt
 
 from jobs.judged import added_scorers, metadata_sources
 from jobs.query import BEFORE_LOCK, Guard
@@ -50,6 +51,8 @@ class _Table:
 
     connection: duckdb.DuckDBPyConnection
     judged: bytes
+    scorers: Sequence[str]
+    schema: pa.Schema
     shards: dict[int, Marker] = field(default_factory=dict)
 
 
@@ -86,6 +89,27 @@ class Rows:
             self._table = table
             self._looked_at = time.monotonic()
 
+    @property
+    def scorers(self) -> Sequence[str]:
+        """Those of the run, then those that were added to it."""
+        return self._table.scorers
+
+    @property
+    def score(self) -> str:
+        """Column of the first scorer, empty without one."""
+        return f"{self.scorers[0]}_score" if self.scorers else ""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of ``metadata``."""
+        return self._table.schema
+
+    @property
+    def sortable(self) -> list[str]:
+        """Columns that have an order, scores first."""
+        names = [field.name for field in self.schema if not pt.is_nested(field.type)]
+        return sorted(names, key=lambda name: not name.endswith("_score"))
+
     def marker(self, shard_id: int) -> Marker | None:
         """The commit marker of a shard that is in the table."""
         return self._table.shards.get(shard_id)
@@ -108,10 +132,10 @@ class Rows:
             cursor.interrupt()
 
     def _empty(self, judged: bytes) -> _Table:
-        guard = Guard(**self._guard)
-        with guard.errors():
+        scorers = [*self.run.job.scorers, *added_scorers(self.run.store)]
+        schema = metadata_schema(scorers)
+        with Guard(**self._guard).errors():
             connection = duckdb.connect(config=BEFORE_LOCK | {"memory_limit": self._memory})
-            schema = metadata_schema([*self.run.job.scorers, *added_scorers(self.run.store)])
             connection.register("empty", schema.empty_table())
             connection.execute("create table metadata as from empty")
             connection.unregister("empty")
@@ -119,10 +143,10 @@ class Rows:
             connection.execute("set secret_directory = ''")
             connection.execute("set enable_external_access = false")
             connection.execute("set lock_configuration = true")
-        return _Table(connection=connection, judged=judged)
+        return _Table(connection=connection, judged=judged, scorers=scorers, schema=schema)
 
     def _take(self, table: _Table, markers: Sequence[Marker], gone: Sequence[int]) -> None:
-        """Put the rows of these shards into the table instead of those that it has of them, and take those of others out: all or nothing."""
+        """Put the rows of these shards into the table instead of older ones, and take out those of ``gone``: all of it, or nothing."""
         draws = {layout.metadata_file(marker.shard_id): marker.draws for marker in markers}
         old = [*gone, *(marker.shard_id for marker in markers if marker.shard_id in table.shards)]
         with Guard(**self._guard).errors(), table.connection.cursor() as cursor, ThreadPoolExecutor(READERS) as pool:

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs.serve.pages import POLICY
+from jobs.serve.parts import POLICY
 from jobs.serve.site import Answer, Site
 from schemas.errors import UserError
 
@@ -59,13 +59,17 @@ class Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = IDLE_SECONDS
-    server: Server
+
+    @property
+    def _server(self) -> Server:
+        assert isinstance(self.server, Server)
+        return self.server
 
     def do_GET(self) -> None:
         if _hostname(self.headers.get_all("Host", [])) not in OWN_NAMES:
-            self._refuse(421, f"This is not that host; open {self.server.url}")
+            self._refuse(421, f"This is not that host; open {self._server.url}")
         elif self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
-            self._refuse(403, f"Another site asked for this; open {self.server.url} yourself")
+            self._refuse(403, f"Another site asked for this; open {self._server.url} yourself")
         else:
             self._send(self._answer())
 
@@ -84,10 +88,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> Answer:
         parts = urlsplit(self.path)
         try:
-            return self.server.site.answer(parts.path, parts.query)
+            return self._server.site.answer(parts.path, parts.query)
         except Exception:
             log.exception("while %s was made", parts.path)
-            return self.server.site.says(500, "That did not work", "This is a mistake in promptmill; the terminal shows where it happened.")
+            return self._server.site.says(
+                500, "That did not work", "This is a mistake in promptmill; the terminal shows where it happened."
+            )
 
     def _refuse(self, status: int, text: str, headers: dict[str, str] | None = None) -> None:
         """Without a word about the run."""

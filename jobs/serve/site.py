@@ -8,14 +8,16 @@ from urllib.parse import parse_qs
 from jobs.report.facts import gather_counts
 from jobs.run_dir import RunDir
 from jobs.serve import pages
+from jobs.serve.draw_page import Place, draw_page
 from jobs.serve.pictures import Pictures
 from jobs.serve.rows import Rows
-from jobs.serve.view import View, find, stretch
+from jobs.serve.view import IMAGES_PER_PAGE, View, equals, find, stretch
 from jobs.verify_rows import SAMPLE_ID
 from schemas.errors import QueryError, UserError
 
 REFRESH_SECONDS = 10  # of the overview, while the run goes on
 OTHERS = 12  # draws of a prompt that are shown beside one
+TYPES = {"webp": "image/webp", "png": "image/png", "jpeg": "image/jpeg"}
 KEPT = {"Cache-Control": "private, max-age=3600"}  # an image is a function of its draw
 
 
@@ -78,20 +80,18 @@ class Site:
             found, error = find(self._rows, view), None
         except QueryError as wrong:
             found, error = None, str(wrong)
-        return _html(pages.gallery(self.run, view, found, error), status=400 if error else 200)
+        return _html(pages.gallery(self._rows, view, found, error), status=400 if error else 200)
 
     def _draw(self, query: str, sample_id: str) -> Answer:
         self._rows.refresh()
         rows = self._rows.ask(f"select * from metadata where sample_id = '{sample_id}'")  # noqa: S608 - hexadecimal digits
         if not rows:
             raise KeyError(sample_id)
-        prompt_id = rows[0]["prompt_id"].replace("'", "''")
-        of_prompt = View(where=f"prompt_id = '{prompt_id}'")
-        others = find(self._rows, of_prompt)
+        others = find(self._rows, View(where=equals("prompt_id", rows[0]["prompt_id"])))
         view, place = self._place(query, sample_id)
-        return _html(pages.draw(self.run, rows[0], view, place, others.rows[:OTHERS], others.total))
+        return _html(draw_page(self._rows, rows[0], view, place, others.rows[:OTHERS], others.total))
 
-    def _place(self, query: str, sample_id: str) -> tuple[View, pages.Place | None]:
+    def _place(self, query: str, sample_id: str) -> tuple[View, Place | None]:
         """The view that led to a draw, and where it stands there; None if it stands there no longer."""
         view = View.parse(query)
         number = parse_qs(query).get("n", [""])[-1]
@@ -108,16 +108,16 @@ class Site:
             return view, None
         before = near[0]["sample_id"] if at else None
         after = near[here + 1]["sample_id"] if len(near) > here + 1 else None
-        return view.at(at // 48 + 1), pages.Place(number=at, total=total, before=before, after=after)
+        return view.with_(page=at // IMAGES_PER_PAGE + 1), Place(number=at, total=total, before=before, after=after)
 
     def _image(self, _: str, shard_id: str, sample_id: str) -> Answer:
         data = self._pictures.original(int(shard_id), sample_id)
         name = {"Content-Disposition": f'inline; filename="{sample_id}.{self._pictures.format}"'}
-        return Answer(body=data, kind=pages.IMAGE_TYPES[self._pictures.format], headers=KEPT | name)
+        return Answer(body=data, kind=TYPES[self._pictures.format], headers=KEPT | name)
 
     def _thumbnail(self, _: str, shard_id: str, sample_id: str) -> Answer:
         data, kind = self._pictures.small(int(shard_id), sample_id)
-        return Answer(body=data, kind=pages.IMAGE_TYPES[kind], headers=KEPT)
+        return Answer(body=data, kind=TYPES[kind], headers=KEPT)
 
     def _input(self, _: str, sha256: str) -> Answer:
         return Answer(body=self._pictures.conditioning(sha256), kind="image/webp", headers=KEPT)

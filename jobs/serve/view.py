@@ -5,18 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-import pyarrow as pa
 import pyarrow.types as pt
 
-from jobs.judged import added_scorers
-from jobs.run_dir import RunDir
 from jobs.selection import expression
 from jobs.serve.rows import Rows
 from schemas.errors import QueryError
-from schemas.tables import metadata_schema
 
 IMAGES_PER_PAGE = 48
-LAST_PAGE = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +48,19 @@ class View:
         """Address of the gallery."""
         return f"/gallery?{self.query}" if self.query else "/gallery"
 
-    def at(self, page: int) -> "View":
-        """Another page of it."""
-        return replace(self, page=page)
+    def with_(self, *, where: str | None = None, page: int = 1) -> "View":
+        """The same order, from another page, or of other rows."""
+        return replace(self, where=self.where if where is None else where, page=page)
+
+    def draw_url(self, sample_id: str, number: int) -> str:
+        """Address of the draw that stands at a place of the view, from 0."""
+        return f"/draws/{sample_id}?{'&'.join(part for part in (self.with_().query, f'n={number}') if part)}"
+
+
+def equals(column: str, value: object) -> str:
+    """The condition that a column, or a tag as tags.NAME, has a value."""
+    name = f"tags[{_quoted(column.removeprefix('tags.'))}]" if column.startswith("tags.") else column
+    return f"{name} = {_quoted(str(value))}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +85,7 @@ def find(rows: Rows, view: View) -> Found:
 
 def stretch(rows: Rows, view: View, first: int, count: int) -> list[dict[str, Any]]:
     """``count`` rows of a view, from a place among all. Row numbers are sorted, and only the rows of the page are read whole."""
-    sql = f"select rowid as n from metadata where {_condition(view)} order by {_order(rows.run, view)} limit {count} offset {first}"  # noqa: S608
+    sql = f"select rowid as n from metadata where {_condition(view)} order by {_order(rows, view)} limit {count} offset {first}"  # noqa: S608
     numbers = [_whole([row]) for row in rows.ask(sql)]
     if not numbers:
         return []
@@ -89,26 +94,23 @@ def stretch(rows: Rows, view: View, first: int, count: int) -> list[dict[str, An
     return [by_number[number] for number in numbers if number in by_number]
 
 
-def sortable(run: RunDir) -> list[str]:
-    """Columns that have an order, scores first."""
-    fields = metadata_schema([*run.job.scorers, *added_scorers(run.store)])
-    names = [field.name for field in fields if not pt.is_nested(field.type)]
-    return sorted(names, key=lambda name: not name.endswith("_score"))
-
-
 def _condition(view: View) -> str:
     return f"(\n{view.where}\n)" if view.where else "true"
 
 
-def _order(run: RunDir, view: View) -> str:
+def _order(rows: Rows, view: View) -> str:
     """NaN comes last, as null does. Ties are in the plan's order."""
+    down = " desc" if view.down else ""
     if not view.order:
-        return f"shard_id{' desc' if view.down else ''}, rowid{' desc' if view.down else ''}"
-    column = expression(run, view.order)
-    fields = metadata_schema([*run.job.scorers, *added_scorers(run.store)])
-    if not view.order.startswith("tags.") and pa.types.is_floating(fields.field(view.order).type):
+        return f"shard_id{down}, rowid{down}"
+    column = expression(rows.run, view.order)
+    if not view.order.startswith("tags.") and pt.is_floating(rows.schema.field(view.order).type):
         column = f"nullif({column}, 'nan')"
-    return f"{column}{' desc' if view.down else ''} nulls last, shard_id, rowid"
+    return f"{column}{down} nulls last, shard_id, rowid"
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
 
 
 def _whole(rows: Sequence[dict[str, Any]]) -> int:
