@@ -63,6 +63,7 @@ def test_a_stage_imports_no_other_stage(stage: str) -> None:
         "jobs.report",
         "jobs.run",
         "jobs.run_dir",
+        "jobs.serve",
         "jobs.status",
         "jobs.verify",
     ],

@@ -27,7 +27,7 @@ def name_of(run: RunDir) -> str:
 
 
 def figure(row: Mapping[str, Any], target: str, *, score: str, foot: str, brief: bool = False, here: bool = False) -> str:
-    """An image, small, that leads to ``target``; over its verdict, the value of the column ``score``, its prompt unless ``brief``, ``foot``."""
+    """An image, small, that leads to ``target``; under it the value of the column ``score``, verdict, prompt unless ``brief``, ``foot``."""
     prompt, kind = text(row["prompt"]), " class=here" if here else ""
     if row["image_sha256"] is None:
         picture = '<span class="missing">no image</span>'

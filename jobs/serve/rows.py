@@ -21,12 +21,12 @@ from jobs.query import BEFORE_LOCK, Guard
 from jobs.run_dir import READERS, JobRecord, RunDir
 from pipeline.store import Store
 from schemas import layout
-from schemas.errors import RunFolderError
+from schemas.errors import QueryError, RunFolderError
 from schemas.records import Marker
 from schemas.tables import metadata_schema
 
+STOP_SECONDS = 5.0  # queries are given to end
 ROWS_AT_A_TIME = 100_000  # that are read before they are put into the table
-REFRESH_SECONDS = 1.0  # a run is not looked at more often
 
 
 class WatchedRun(RunDir):
@@ -59,15 +59,18 @@ class _Table:
 class Rows:
     """Views ``metadata`` and ``failed`` of the committed shards.
 
-    ``memory`` bounds the table and the queries together, ``timeout_seconds`` one query.
+    ``memory`` bounds the table and the queries together, ``timeout_seconds`` one query; ``look_seconds`` pass before the run is
+    looked at again.
     """
 
-    def __init__(self, run: RunDir, *, memory: str = "4GB", timeout_seconds: float = 15.0) -> None:
+    def __init__(self, run: RunDir, *, memory: str = "4GB", timeout_seconds: float = 15.0, look_seconds: float = 1.0) -> None:
         self.run = run
         self._guard = {"memory": memory, "timeout_seconds": timeout_seconds, "views": "metadata and failed"}
         self._memory = memory
+        self._look_seconds = look_seconds
         self._lock = threading.Lock()
         self._asking: set[duckdb.DuckDBPyConnection] = set()
+        self._stopped = False
         self._looked_at = 0.0
         self._table = self._empty(b"")
         self.refresh()
@@ -75,7 +78,7 @@ class Rows:
     def refresh(self) -> None:
         """Take in what was committed and judged since. Raises UserError, and keeps what it had."""
         with self._lock:
-            if self._looked_at and time.monotonic() - self._looked_at < REFRESH_SECONDS:
+            if self._looked_at and time.monotonic() - self._looked_at < self._look_seconds:
                 return
             judged = _index_of_verdicts(self.run)
             markers = {marker.shard_id: marker for marker in self.run.markers()}
@@ -120,16 +123,22 @@ class Rows:
         cursor = self._table.connection.cursor()
         self._asking.add(cursor)
         try:
+            if self._stopped:
+                raise QueryError("query: the server has ended")
             with guard.errors(), guard.deadline(cursor):
                 return cursor.sql("select * from query(?)", params=[sql]).to_arrow_table().to_pylist()
         finally:
             self._asking.discard(cursor)
             cursor.close()
 
-    def interrupt(self) -> None:
-        """End all queries that are under way; their callers get a QueryError."""
-        for cursor in list(self._asking):
-            cursor.interrupt()
+    def stop(self) -> None:
+        """End all queries that are under way and answer no further ones: DuckDB must be at rest when the process ends."""
+        self._stopped = True
+        until = time.monotonic() + STOP_SECONDS
+        while self._asking and time.monotonic() < until:
+            for cursor in list(self._asking):  # again, since an interrupt that comes before the query begins is lost
+                cursor.interrupt()
+            time.sleep(0.02)
 
     def _empty(self, judged: bytes) -> _Table:
         scorers = [*self.run.job.scorers, *added_scorers(self.run.store)]

@@ -10,7 +10,6 @@ import socket
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
 
 from jobs.serve.parts import POLICY
 from jobs.serve.site import Answer, Site
@@ -86,11 +85,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Requests are not logged."""
 
     def _answer(self) -> Answer:
-        parts = urlsplit(self.path)
+        path, _, query = self.path.partition("?")
         try:
-            return self._server.site.answer(parts.path, parts.query)
+            return self._server.site.answer(path, query)
         except Exception:
-            log.exception("while %s was made", parts.path)
+            log.exception("while %s was made", path)
             return self._server.site.says(
                 500, "That did not work", "This is a mistake in promptmill; the terminal shows where it happened."
             )
