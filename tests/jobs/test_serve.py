@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import numpy as np
@@ -183,11 +184,12 @@ def test_a_wrong_condition_gives_its_one_line_and_stays_to_be_mended(ask: Client
     reply = ask("/gallery", where='clip_scor < ".3')
     assert reply.status == 400
     assert 'clip_scor < ".3' in reply.page.values("value")
-    for wrong, said in (
+    wrongs: list[tuple[dict[str, Any], str]] = [
         ({"where": "clip_scor < .3"}, "clip_score"),
         ({"order": "nothing"}, "there is no such column"),
         ({"where": "1; select 2"}, ""),
-    ):
+    ]
+    for wrong, said in wrongs:
         reply = ask("/gallery", **wrong)
         assert reply.status == 400
         assert said in alert(reply)
@@ -269,9 +271,9 @@ def test_a_failed_draw_says_why_and_has_no_image(run: RunDir, ask: Client) -> No
 
 
 def test_from_a_draw_one_goes_to_the_next_of_the_view(ask: Client) -> None:
-    view = {"where": "label = 'class1'", "order": "clip_score", "down": "1"}
-    ids = ask("/gallery", **view).drawn
-    seen, to = [], next(to for to in ask("/gallery", **view).page.values("href") if to.startswith("/draws/"))
+    reply = ask("/gallery", where="label = 'class1'", order="clip_score", down=1)
+    ids = reply.drawn
+    seen, to = [], next(to for to in reply.page.values("href") if to.startswith("/draws/"))
     for _ in range(4):
         seen.append(to.split("?")[0].removeprefix("/draws/"))
         reply = ask(to)
@@ -516,18 +518,18 @@ def start(run: RunDir) -> tuple[subprocess.Popen[str], Client]:
     return process, client
 
 
+def ask_for_long(ask: Client) -> None:
+    """Until the server ends."""
+    with suppress(OSError, http.client.HTTPException):
+        assert ask("/gallery", where="(select count(*) from range(1000000000) a, range(1000000000) b) > 0").status == 400
+
+
 @pytest.mark.parametrize("busy", [False, True])
 def test_ctrl_c_ends_it_at_once(run: RunDir, busy: bool) -> None:
     process, ask = start(run)
     assert ask("/gallery").status == 200
+    asking = threading.Thread(target=ask_for_long, args=[ask] if busy else [])
     if busy:
-        where = "(select count(*) from range(1000000000) a, range(1000000000) b) > 0"
-
-        def wait() -> None:
-            with suppress(OSError, http.client.HTTPException):
-                assert ask("/gallery", where=where).status == 400
-
-        asking = threading.Thread(target=wait)
         asking.start()
         time.sleep(1)
     started = time.monotonic()
