@@ -350,13 +350,15 @@ def report(run: str | Path, out: Path) -> None:
 @cli.command()
 @RUN
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port on 127.0.0.1; 0 is any that is free.")
-def serve(run: str | Path, port: int) -> None:
+@click.option("--memory", default="4GB", show_default=True, help="Limit of the table of metadata and its queries.")
+def serve(run: str | Path, port: int, memory: str) -> None:
     """Show a run in the browser, live while it goes on: counts, scores, and its images by SQL conditions. Ctrl-C ends it."""
     from jobs.serve import serve as answer
 
     answer(
         run,
         port,
+        memory=memory,
         on_message=lambda text: click.echo(text, err=True),
         on_ready=lambda url: click.echo(f"{url} shows {run}; Ctrl-C ends it"),
     )

@@ -11,14 +11,17 @@ from jobs.serve.site import Site
 MANY = 50_000  # rows, which take a while to read
 
 
-def serve(path: str | Path, port: int, *, on_message: Callable[[str], None], on_ready: Callable[[str], None]) -> None:
-    """Answer requests until Ctrl-C. ``on_ready`` is given the address; port 0 is any that is free. Raises UserError."""
+def serve(path: str | Path, port: int, *, memory: str = "4GB", on_message: Callable[[str], None], on_ready: Callable[[str], None]) -> None:
+    """Answer requests until Ctrl-C. ``on_ready`` is given the address; port 0 is any that is free. ``memory`` is for metadata.
+
+    Raises UserError.
+    """
     with suppress(KeyboardInterrupt):
         run = WatchedRun.open(path)
         draws = sum(marker.draws for marker in run.markers())
         if draws > MANY:
             on_message(f"reading {draws:,} rows")
-        rows = Rows(run)
+        rows = Rows(run, memory=memory)
         with Server(Site(rows), port) as server:
             on_ready(server.url)
             try:

@@ -1,5 +1,6 @@
 """``serve`` shows what the tables say, live, to this machine's browser alone; no text of a prompt or a condition does anything."""
 
+import hashlib
 import http.client
 import io
 import os
@@ -301,6 +302,26 @@ def test_large_images_are_small_in_the_gallery_and_whole_by_themselves(tmp_path:
     assert Image.open(io.BytesIO(small.body)).size == (384, 384)
     assert (small.headers["content-type"], whole.headers["content-type"]) == ("image/webp", "image/png")
     assert Image.open(io.BytesIO(whole.body)).size == (800, 800)
+
+
+def test_an_input_image_is_shown_as_a_picture_whatever_its_bytes(tmp_path: Path) -> None:
+    made = finished_run(tmp_path / "run")
+    picture = io.BytesIO()
+    Image.new("RGBA", (1000, 500), "red").save(picture, "png")
+    inputs = {data: hashlib.sha256(data).hexdigest() for data in (picture.getvalue(), b"<svg onload='alert(1)'/>", b"GIF89a<script>")}
+    for data, sha256 in inputs.items():
+        made.store.put(layout.input_file(sha256), data)
+    good, *others = inputs.values()
+    with serving(made.store.root) as ask:
+        reply = ask(f"/inputs/{good}")
+        assert reply.headers["content-type"] == "image/webp"
+        shown = Image.open(io.BytesIO(reply.body))
+        assert (shown.format, shown.size) == ("WEBP", (768, 384))
+        assert [ask(f"/inputs/{one}").status for one in others] == [404, 404]
+
+
+def test_a_table_that_does_not_fit_is_told_in_one_line(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "needs more than 1MB of memory" in refused(capsys, "serve", run.store.root, "--port", "0", "--memory", "1MB")
 
 
 @pytest.mark.parametrize(
