@@ -116,13 +116,13 @@ def chart(found: dict[str, Measured], title: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--draws", type=int, default=192, help="images a round of the demo model; a sixth of it of the other")
+    parser.add_argument("--draws", type=int, default=192, help="images a round of the demo model, in 64s; a sixth of it of the other")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--write", action="store_true", help="put table and chart into the docs")
     args = parser.parse_args()
     demo = measure(REPOSITORY / "configs" / "demo.yaml", args.ways, rounds=args.rounds, draws=args.draws)
     with tempfile.TemporaryDirectory() as folder:
-        narrow = measure(narrow_sd.job(Path(folder)), args.ways, rounds=args.rounds, draws=max(8, args.draws // 6))
+        narrow = measure(narrow_sd.job(Path(folder)), args.ways, rounds=args.rounds, draws=max(16, args.draws // 96 * 16))
     texts = [
         f"{args.rounds} rounds in turns, on {machine()}. Lines in the chart reach from the slowest to the fastest round.",
         f"The demo model, {args.draws} images a round:\n\n{table(demo)}",

@@ -1,6 +1,6 @@
 """Seconds until commands answer, and until a run's first images: `python -m tests.benchmarks.startup [--write]`. Prints Markdown tables.
 
-Every command runs in a process of its own, in turns; figures are medians of the rounds. `--write` puts them into docs/speed.md.
+Every command runs in a process of its own, in turns; figures are means of the rounds. `--write` puts them into docs/speed.md.
 """
 
 import json
@@ -17,7 +17,7 @@ from schemas import layout
 from tests.benchmarks.page import fill
 from tests.conftest import REPOSITORY
 
-ROUNDS = 3
+ROUNDS = 2
 EXECUTORS = {"local": "promptmill, local executor", "ray": "promptmill, Ray, an actor per core"}
 PARTS = ("plan", "workers", "model", "scorers")
 
@@ -43,12 +43,12 @@ def main() -> None:
                 answers[str(command[0])].append(seconds_of(*command))
     rows = ["| way | " + " | ".join(PARTS) + " | all | first images |", "| --- |" + " --- |" * (len(PARTS) + 2)]
     for kind, each in starts.items():
-        parts = [statistics.median(one["startup"][part] for one in each) for part in PARTS]
-        whole, first = (statistics.median(one[key] for one in each) for key in ("startup_seconds", "first_images_seconds"))
+        parts = [statistics.mean(one["startup"][part] for one in each) for part in PARTS]
+        whole, first = (statistics.mean(one[key] for one in each) for key in ("startup_seconds", "first_images_seconds"))
         rows.append(f"| {EXECUTORS[kind]} | " + " | ".join(f"{value:.1f}" for value in (*parts, whole, first)) + " |")
-    commands = [f"| `promptmill {command}` | {statistics.median(each):.2f} |" for command, each in answers.items()]
+    commands = [f"| `promptmill {command}` | {statistics.mean(each):.2f} |" for command, each in answers.items()]
     texts = [
-        f"Seconds, medians of {ROUNDS} rounds, on {machine()}. Until the first worker is ready, by part, and until the first images:",
+        f"Seconds, means of {ROUNDS} rounds, on {machine()}. Until the first worker is ready, by part, and until the first images:",
         "\n".join(rows),
         "\n".join(["| command | seconds |", "| --- | --- |", *commands]),
     ]
