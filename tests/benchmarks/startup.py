@@ -1,4 +1,4 @@
-"""Seconds until commands answer, and until a run's first images: `python -m tests.benchmarks.startup [--write]`. Prints Markdown tables.
+"""Seconds until commands answer, and until a run's first images: `python -m tests.benchmarks.startup [--rounds 2] [--write]`. Prints Markdown tables.
 
 Every command runs in a process of its own, in turns; figures are means of the rounds. `--write` puts them into docs/speed.md.
 """
@@ -17,7 +17,7 @@ from schemas import layout
 from tests.benchmarks.page import fill
 from tests.conftest import REPOSITORY
 
-ROUNDS = 2
+ROUNDS = int(sys.argv[sys.argv.index("--rounds") + 1]) if "--rounds" in sys.argv else 2
 EXECUTORS = {"local": "promptmill, local executor", "ray": "promptmill, Ray, an actor per core"}
 PARTS = ("plan", "workers", "model", "scorers")
 
