@@ -1,4 +1,4 @@
-"""Seconds until commands answer, and until a run's first images: `python -m tests.benchmarks.startup [--rounds 2] [--write]`. Prints Markdown tables.
+"""Seconds until commands answer, and until a run's first images: `python -m tests.benchmarks.startup [--rounds 2] [--write]`.
 
 Every command runs in a process of its own, in turns; figures are means of the rounds. `--write` puts them into docs/speed.md.
 """
