@@ -46,7 +46,7 @@ class JobRecord:
         config["prompts"] = {name: config["prompts"][name] for name in draws if config["prompts"][name] is not None}
         config["model"] |= {"id": self.model["name"], "revision": self.model["revision"]}
         config["model"]["loras"] = [f"{one['name']}@{one['scale']}" for one in self.model.get("addons", {}).get("loras", ())]
-        for name in ("endpoint", "embeddings", "vae"):  # what of them changes pixels is in the revision
+        for name in ("endpoint", "embeddings", "vae", "second_stage"):  # what of them changes pixels is in the revision
             config["model"].pop(name)
         config["model"]["compute"].pop("offload")  # moves weights, changes nothing
         config["scorers"] = {name: card["version"] for name, card in self.scorers.items()}

@@ -177,6 +177,28 @@ class VaeConfig(Section):
     revision: str | None = Field(default=None, description="commit of a hub name; without it the newest is looked up once and recorded")
 
 
+class SecondStageConfig(Section):
+    """A second model that goes on from the first one's image: a refiner, or an upscaler with which the images get larger.
+
+    It is given the image as pixels, the prompt, and noise of its own.
+    """
+
+    id: str = Field(description="a folder, or a hub name such as stabilityai/stable-diffusion-xl-refiner-1.0")
+    revision: str | None = Field(default=None, description="commit of a hub name; without it the newest is looked up once and recorded")
+    variant: str | None = Field(default=None, description="weight files with this infix, for example fp16")
+    mode: Literal["image-to-image", "super-resolution"] = Field(default="image-to-image", description="what it does with the image")
+    strength: float = Field(default=0.3, gt=0, le=1, description="for image-to-image: share of the noise schedule that is run again")
+    steps: int | None = Field(default=None, ge=1, le=1000, description="denoising steps; as many as the first model's if not given")
+    guidance_scale: float | None = Field(default=None, ge=0, le=100, description="as the first model's if not given")
+
+    @property
+    def text(self) -> str:
+        """Settings in one word, as an ending of the model's revision."""
+        strength = f"={self.strength:g}" if self.mode == "image-to-image" else ""
+        given = {"steps": self.steps, "guidance": self.guidance_scale}
+        return ",".join([f"{self.mode}{strength}", *(f"{name}={value:g}" for name, value in given.items() if value is not None)])
+
+
 class StepCacheConfig(Section):
     """Work of one denoising step used again in later ones: faster, and other images. Off unless it is asked for.
 
@@ -247,6 +269,9 @@ class ModelConfig(Section):
     loras: list[Annotated[LoraConfig, _shorthand("id")]] = Field(default_factory=list, description="LoRA weights: see below")
     embeddings: list[Annotated[EmbeddingConfig, _shorthand("id")]] = Field(default_factory=list, description="textual inversion: see below")
     vae: Annotated[VaeConfig, _shorthand("id")] | None = Field(default=None, description="another autoencoder: see below")
+    second_stage: Annotated[SecondStageConfig, _shorthand("id")] | None = Field(
+        default=None, description="a refiner or an upscaler that goes on from the image: see below"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="compute type of all parts of the pipeline")
     cpu_threads: int = Field(
         default=1, ge=1, description="threads of one worker on a CPU; part of the job's identity, since it changes the last bits"
@@ -261,7 +286,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _weights_are_ours(self) -> Self:
-        given = [name for name in ("controlnet", "loras", "embeddings", "vae") if getattr(self, name)]
+        given = [name for name in ("controlnet", "loras", "embeddings", "vae", "second_stage") if getattr(self, name)]
         if self.endpoint and given:
             raise ValueError(f"{given[0]}: the weights of an endpoint are its own; take it out")
         return self
@@ -519,6 +544,8 @@ class JobConfig(Section):
             )
         if (self.sampling.mode == "control") != (self.model.controlnet is not None):
             raise ValueError("sampling.mode: control and model.controlnet belong together; give both or neither")
+        if self.model.second_stage and self.sampling.mode != "text-to-image":
+            raise ValueError(f"model.second_stage goes with text-to-image, not with {self.sampling.mode}; take it out")
         for name in self.scorers:
             if not name.isidentifier() or name != name.lower():
                 raise ValueError(f"scorers: {name!r} becomes part of a column name; use lower-case letters, digits and _")

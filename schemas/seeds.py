@@ -22,6 +22,11 @@ def noise_seed(job_seed: int, prompt_id: str, draw_index: int) -> int:
     return (base + draw_index * _GOLDEN_RATIO_32) % 2**32
 
 
+def second_seed(seed: int) -> int:
+    """Seed of the noise that a second stage starts from, in [0, 2**32): noise used twice would show in the image."""
+    return int.from_bytes(hashlib.sha256(f"promptmill.second_stage.v1\0{seed}".encode()).digest()[:4], "big")
+
+
 def sample_id(identity: Mapping[str, object]) -> str:
     """20 hexadecimal digits (80 bits) that name a draw: a hash of everything that decides its image.
 

@@ -15,6 +15,7 @@ from schemas.config import (
     EndpointConfig,
     JobConfig,
     LoraConfig,
+    SecondStageConfig,
     Section,
     StepCacheConfig,
     VaeConfig,
@@ -61,6 +62,7 @@ def config_page() -> str:
         "An entry of `model.loras`": LoraConfig,
         "An entry of `model.embeddings`": EmbeddingConfig,
         "`model.vae`": VaeConfig,
+        "`model.second_stage`": SecondStageConfig,
     }.items():
         parts += [f"### {name}", getdoc(section) or "", _fields_table(section)]
     rule = JobConfig.model_fields["filter"].annotation.model_fields["rules"].annotation.__args__[0]  # type: ignore[union-attr]

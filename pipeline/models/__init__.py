@@ -23,5 +23,6 @@ def load_model(card: ModelCard, config: ModelConfig) -> ImageModel:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # else it warns of torchao, where that is installed,
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # and so does torch
     from pipeline.models.diffusers_model import DiffusersModel
+    from pipeline.models.two_stages import TwoStages
 
-    return DiffusersModel(card, config)
+    return TwoStages(card, config) if card.second_stage else DiffusersModel(card, config)

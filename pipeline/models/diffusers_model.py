@@ -24,6 +24,7 @@ from pipeline.inputs import Conditions, with_kept_pixels
 from pipeline.models.base import Generated
 from pipeline.models.blend import Blend
 from pipeline.models.embeddings import PromptEncoder, TokenCounter, accepted
+from pipeline.models.folder import INDEX, component_names
 from pipeline.models.load_addons import MISFITS, add_embeddings, add_loras
 from pipeline.models.modes import CONTROLNETS
 from pipeline.models.part_clock import PartClock
@@ -48,12 +49,15 @@ _AS_ASKED = {"use_resolution_binning": False, "clean_caption": False}  # default
 class DiffusersModel:
     """One loaded pipeline. Not for use by two threads at once."""
 
-    def __init__(self, card: ModelCard, config: ModelConfig) -> None:
-        """Load onto the GPU if there is one. Raises ModelError if the folder's parts do not fit together."""
+    def __init__(self, card: ModelCard, config: ModelConfig, first: "DiffusersModel | None" = None) -> None:
+        """Load onto the GPU if there is one. A second stage without a text encoder reads with that of the ``first``.
+
+        Raises ModelError if the folder's parts do not fit together.
+        """
         self.name, self.revision = card.name, card.revision
         _make_quiet()
         _pin_arithmetic(config.cpu_threads)
-        self._pipe: Any = _load(card, config)
+        self._pipe: Any = _load(card, config, first._pipe.components if first else {})
         self._scheduler = self._pipe.scheduler
         self._cache = config.compute.step_cache
         self._takes = inspect.signature(self._pipe.__call__).parameters
@@ -110,7 +114,7 @@ class DiffusersModel:
         """Input images as tensors (N, C, H, W) in 0..1, and what goes with them."""
         found: dict[str, Any] = {}
         if init := [one.init_HWC for one in conditions if one.init_HWC is not None]:
-            found["image"] = _image_tensor(init)
+            found["image"] = _image_tensor(init) * 2 - 1 if type(self._pipe).__name__.startswith("IF") else _image_tensor(init)
         if mask := [one.mask_HW for one in conditions if one.mask_HW is not None]:
             found["mask_image"] = torch.from_numpy(np.stack(mask)).float()[:, None]
         if control := [one.control_HWC for one in conditions if one.control_HWC is not None]:
@@ -271,7 +275,7 @@ def _image_tensor(images_HWC: Sequence[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(images_HWC)).permute(0, 3, 1, 2).float() / 255
 
 
-def _load(card: ModelCard, config: ModelConfig) -> Any:
+def _load(card: ModelCard, config: ModelConfig, others: Mapping[str, Any]) -> Any:
     kind = getattr(diffusers, card.pipeline_class)
     extra: dict[str, Any] = {"add_watermarker": False} if "add_watermarker" in inspect.signature(kind.__init__).parameters else {}
     try:
@@ -280,6 +284,7 @@ def _load(card: ModelCard, config: ModelConfig) -> Any:
         if card.addons.vae:
             folder = card.addons.vae.path
             extra["vae"] = _part(read_json(Path(folder) / "config.json", where=folder)["_class_name"], folder, config)
+        extra |= _borrowed(card, others)
         pipe = kind.from_pretrained(
             card.folder,
             local_files_only=True,
@@ -297,6 +302,14 @@ def _load(card: ModelCard, config: ModelConfig) -> Any:
     add_embeddings(pipe, card.addons.embeddings)
     add_loras(pipe, card.addons.loras)
     return put_on_device(pipe, config.compute)
+
+
+def _borrowed(card: ModelCard, others: Mapping[str, Any]) -> dict[str, Any]:
+    """Another pipeline's text encoder and tokenizer, for a folder that has none, as DeepFloyd IF's later stages."""
+    index = read_json(Path(card.folder) / INDEX, where=card.folder)
+    if any(name.startswith("text_encoder") for name in component_names(index)):
+        return {}
+    return {name: others[name] for name in ("text_encoder", "tokenizer") if name in index and others.get(name) is not None}
 
 
 def _part(class_name: str, folder: str, config: ModelConfig) -> Any:

@@ -8,7 +8,16 @@ from pathlib import Path
 
 from pipeline.models.addons import addons_here
 from pipeline.models.folder import inspect_folder
-from pipeline.models.resolve import BUNDLED, ENDPOINT, WEIGHTS, ModelCard, controlnet_from_hub, controlnet_revision, from_hub
+from pipeline.models.resolve import (
+    BUNDLED,
+    ENDPOINT,
+    WEIGHTS,
+    ModelCard,
+    controlnet_from_hub,
+    controlnet_revision,
+    from_hub,
+    second_stage_config,
+)
 from pipeline.weights import check_blobs, fingerprint
 from schemas.config import ModelConfig
 from schemas.errors import ModelError
@@ -23,6 +32,8 @@ def on_this_machine(card: ModelCard, config: ModelConfig) -> ModelCard:
         return card
     planned, *more = card.revision.split("+")
     card = replace(card, folder=str(_model_here(card, config, planned)), addons=addons_here(card.addons, config))
+    if card.second_stage:
+        card = replace(card, second_stage=on_this_machine(card.second_stage, second_stage_config(config)))
     return replace(card, controlnet=str(_controlnet_here(Path(card.controlnet), config, more[0]))) if card.controlnet else card
 
 

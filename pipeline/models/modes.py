@@ -42,8 +42,9 @@ _FAMILIES: tuple[Mapping[Mode, str], ...] = (
     },
     {"text-to-image": "LatentConsistencyModelPipeline", "image-to-image": "LatentConsistencyModelImg2ImgPipeline"},
     {"super-resolution": "StableDiffusionUpscalePipeline"},
+    {"super-resolution": "IFSuperResolutionPipeline"},
 )
-INPUT_SCALE = {"StableDiffusionUpscalePipeline": 4}
+INPUT_SCALE = {"StableDiffusionUpscalePipeline": 4, "IFSuperResolutionPipeline": 4}
 """How much larger than the init image the pipeline's images are."""
 
 CONTROLNETS = {

@@ -37,7 +37,8 @@ class ModelCard:
     ``size_multiple`` and at most ``max_size``. ``prediction_type`` is epsilon, v_prediction, sample or flow;
     ``zero_snr`` tells that the noise schedule ends in pure noise.
     ``pipeline_class`` is what does the job's ``mode``; ``input_scale`` is how much larger its images are than their init
-    image; ``controlnet`` is the folder of the ControlNet; ``addons`` are LoRA weights and the like.
+    image; ``controlnet`` is the folder of the ControlNet; ``addons`` are LoRA weights and the like. With a
+    ``second_stage`` the sizes are those of its images.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ModelCard:
     zero_snr: bool = False
     controlnet: str | None = None
     addons: Addons = field(default_factory=Addons)
+    second_stage: "ModelCard | None" = None
 
 
 def resolve_model(config: ModelConfig, *, base_dir: Path, mode: Mode = "text-to-image") -> ModelCard:
@@ -88,7 +90,8 @@ def resolve_model(config: ModelConfig, *, base_dir: Path, mode: Mode = "text-to-
         )
     card = _with_controlnet(_for_mode(card, mode, found.configs.get("unet")), config, base_dir=base_dir)
     addons = resolve_addons(config, base_dir=base_dir, vae=found.configs.get("vae"), model=card.name)
-    return replace(card, addons=addons, revision=f"{card.revision}+{addons.digest}") if addons.digest else card
+    card = replace(card, addons=addons, revision=f"{card.revision}+{addons.digest}") if addons.digest else card
+    return _with_second_stage(card, config, base_dir=base_dir) if config.second_stage else card
 
 
 def _for_mode(card: ModelCard, mode: Mode, unet: dict[str, Any] | None) -> ModelCard:
@@ -100,6 +103,39 @@ def _for_mode(card: ModelCard, mode: Mode, unet: dict[str, Any] | None) -> Model
     # the U-Net of an upscaler halves its latents, which are as large as the init image, three times
     multiple = math.lcm(card.size_multiple, 8 * scale) if scale > 1 else card.size_multiple
     return replace(card, pipeline_class=found[mode], mode=mode, input_scale=scale, size_multiple=multiple)
+
+
+def _with_second_stage(card: ModelCard, config: ModelConfig, *, base_dir: Path) -> ModelCard:
+    """The card with the second model's, of whose images the size is; its files and settings become part of the revision."""
+    stage = config.second_stage
+    assert stage is not None
+    second = resolve_model(second_stage_config(config), base_dir=base_dir, mode=stage.mode)
+    own = SamplingConfig(mode=stage.mode, steps=stage.steps or 1000, strength=stage.strength if stage.mode == "image-to-image" else None)
+    check_sampling(second, own, "model.second_stage: ")
+    limits = [limit for limit in (card.max_size and card.max_size * second.input_scale, second.max_size) if limit]
+    return replace(
+        card,
+        second_stage=second,
+        width=card.width * second.input_scale,
+        height=card.height * second.input_scale,
+        size_multiple=math.lcm(card.size_multiple * second.input_scale, second.size_multiple),
+        max_size=min(limits, default=None),
+        revision=f"{card.revision}+{second.revision}+{stage.text}",
+    )
+
+
+def second_stage_config(config: ModelConfig) -> ModelConfig:
+    """The configuration of the second model, computed with as the first is."""
+    stage = config.second_stage
+    assert stage is not None
+    return ModelConfig(
+        id=stage.id,
+        revision=stage.revision,
+        variant=stage.variant,
+        dtype=config.dtype,
+        cpu_threads=config.cpu_threads,
+        compute=config.compute,
+    )
 
 
 def _with_controlnet(card: ModelCard, config: ModelConfig, *, base_dir: Path) -> ModelCard:

@@ -73,6 +73,61 @@ def deepfloyd_if(folder: Path) -> Path:
     return folder
 
 
+def if_superresolution(folder: Path) -> Path:
+    """DeepFloyd IF, second stage: no text encoder of its own, the smaller image as channels, and how noisy that is."""
+    torch.manual_seed(0)
+    unet = tiny.unet(
+        sample_size=64,
+        in_channels=6,
+        out_channels=6,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        class_embed_type="timestep",
+        cross_attention_norm="group_norm",
+        resnet_time_scale_shift="scale_shift",
+        act_fn="gelu",
+    )
+    scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", thresholding=True, variance_type="learned_range")
+    pipe = diffusers.IFSuperResolutionPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        unet=unet,
+        scheduler=scheduler,
+        image_noising_scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def sdxl_refiner(folder: Path) -> Path:
+    """SDXL's refiner: one text encoder, conditioned on an aesthetic score."""
+    torch.manual_seed(0)
+    pipe = diffusers.StableDiffusionXLImg2ImgPipeline(
+        vae=tiny.vae(),
+        text_encoder=None,
+        text_encoder_2=tiny.clip_text(projection=True),
+        tokenizer=None,
+        tokenizer_2=tiny.clip_tokenizer(folder / "tokenizer_2"),
+        unet=tiny.unet(
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            transformer_layers_per_block=1,
+            projection_class_embeddings_input_dim=72,
+        ),
+        scheduler=tiny.scheduler(),
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def kandinsky(folder: Path) -> Path:
     """Kandinsky 2.2: a prior from text to image embeddings, and a decoder; the plan of DALL-E 2."""
     torch.manual_seed(0)
