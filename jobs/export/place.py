@@ -11,12 +11,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.store import is_url
 from schemas.errors import RunFolderError
 
 HIDDEN = ".promptmill-export"
+FILES_AT_A_TIME = 10_000
 NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -76,11 +78,12 @@ def _hold(folder: Path, target: str | Path) -> tuple[Path, int]:
 
 
 def _sync(folder: Path) -> None:
-    """Everything below a folder to the disk, the folder last."""
-    for root, _, files in os.walk(folder, topdown=False):
-        for name in files:
-            _sync_one(Path(root, name))
-        _sync_one(Path(root))
+    """Everything below a folder to the disk, the folder last; in threads, since a disk commits many files as fast as one."""
+    with ThreadPoolExecutor(8, thread_name_prefix="fsync") as pool:
+        for root, _, files in os.walk(folder, topdown=False):
+            for start in range(0, len(files), FILES_AT_A_TIME):
+                list(pool.map(lambda name, root=root: _sync_one(Path(root, name)), files[start : start + FILES_AT_A_TIME]))
+            _sync_one(Path(root))
 
 
 def _sync_one(path: Path) -> None:

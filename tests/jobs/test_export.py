@@ -5,6 +5,7 @@ import gc
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -206,6 +207,24 @@ def test_where_folders_cannot_be_locked_an_export_works_too(run: RunDir, tmp_pat
     export(run.store.root, tmp_path / "out", form="parquet")
     assert (tmp_path / "out" / "README.md").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_every_file_and_folder_is_on_the_disk_before_the_target_has_its_name(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        if not (tmp_path / "out").exists():
+            synced.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr("jobs.export.place.os.fsync", noted)
+    export(run.store.root, tmp_path / "out", form="imagefolder")
+    found = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
+    assert len(found) > 20
+    assert {path.stat().st_ino for path in found} <= synced
 
 
 def test_a_link_in_the_hidden_place_is_not_followed(run: RunDir, tmp_path: Path) -> None:
