@@ -17,7 +17,7 @@ INPUTS: dict[Mode, tuple[Role, ...]] = {
     "super-resolution": ("init",),
 }
 
-STRENGTH: dict[Mode, float] = {"image-to-image": 0.6, "inpainting": 1.0, "outpainting": 1.0}
+STRENGTH: dict[str, float] = {"image-to-image": 0.6, "inpainting": 1.0, "outpainting": 1.0}
 """Default share of the noise schedule that is run over the init image; modes that are not here take no strength."""
 
 

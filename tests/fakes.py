@@ -134,10 +134,10 @@ def load_mortal(card: ModelCard, config: ModelConfig) -> FakeModel:
     def before(step: str, function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *arguments: (die(step), function(*arguments))[1]
 
-    def put(store: LocalStore, name: str, data: bytes) -> None:
+    def put(self: LocalStore, name: str, data: bytes) -> None:
         folder = name.split("/")[0]
         die({"images": "before images", "metadata": "between the files", "done": "before the marker"}.get(folder))
-        publish(store, name, data)
+        publish(self, name, data)
         die("after the marker" if folder == "done" else None)
 
     publish, LocalStore.put = LocalStore.put, put

@@ -225,6 +225,7 @@ def conditions(*, masked: bool) -> Conditions:
 def test_an_image_to_edit_goes_as_a_form_with_a_file(server: ImageServer) -> None:
     given = conditions(masked=False)
     model = model_of(server, mode="image-to-image", request={"quality": "high", "background": True})
+    assert given.init_HWC is not None
     made = model.generate([make_draw(0, mode="image-to-image", strength=0.6)], [given])
     assert made.errors == {}
     [asked] = server.asked
@@ -247,8 +248,9 @@ def test_a_mask_is_transparent_where_the_image_is_painted_and_the_rest_is_kept(s
     given = conditions(masked=True)
     made = model_of(server, mode=mode).generate([make_draw(0, mode=mode, strength=1.0)], [given])
     alpha = np.asarray(Image.open(io.BytesIO(server.asked[0]["mask"])))[..., 3]
-    assert np.array_equal(alpha == 0, given.mask_HW)
+    assert given.mask_HW is not None
     assert given.init_HWC is not None
+    assert np.array_equal(alpha == 0, given.mask_HW)
     assert np.array_equal(made.images_NHWC[0, :8], given.init_HWC[:8])
     assert not np.array_equal(made.images_NHWC[0, 8:], given.init_HWC[8:])
 

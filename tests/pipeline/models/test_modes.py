@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,10 +179,8 @@ def test_what_is_kept_steers_what_is_painted(loaded: Loaded, monkeypatch: pytest
     mask[:, 16:] = True
     draw, painted = make_draw(0, mode="inpainting", strength=1.0), []
     for index in (1, 2):
-        decode = model._pipe.vae.decode  # type: ignore[attr-defined]
-        monkeypatch.setattr(
-            model._pipe.vae, "decode", lambda latents, decode=decode, **more: painted.append(latents) or decode(latents, **more)
-        )  # type: ignore[attr-defined]
+        vae: Any = model._pipe.vae  # type: ignore[attr-defined]
+        monkeypatch.setattr(vae, "decode", lambda latents, decode=vae.decode, **more: painted.append(latents) or decode(latents, **more))
         init_HWC = inputs(index, "inpainting").init_HWC
         assert init_HWC is not None
         model.generate([draw], [Conditions(init_HWC=np.where(mask[..., None], 0, init_HWC), mask_HW=mask)])
