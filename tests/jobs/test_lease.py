@@ -1,5 +1,7 @@
 """Two drivers on one output: the second is refused and told by whom; a dead holder is replaced; clocks play no part."""
 
+import errno
+import fcntl
 import json
 import subprocess
 import sys
@@ -135,6 +137,17 @@ def test_a_lease_is_renewed_while_it_is_held(store: Store, hurried: None) -> Non
         while json.loads(store.get(layout.LEASE))["beats"] < 2:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_a_folder_that_cannot_be_locked_is_held_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(handle: int, operation: int) -> None:
+        raise OSError(errno.EBADF, "as NFS says of a folder")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    store = open_store(tmp_path / "run")
+    with held(store), pytest.raises(RunFolderError, match="is at work on it"), held(store):
+        pass
+    assert not store.exists(layout.LEASE)
 
 
 def test_two_runs_at_once(tmp_path: Path) -> None:
