@@ -71,12 +71,15 @@ def _refuse_local(config: JobConfig, base_dir: Path) -> None:
             f"sampling.mode {config.sampling.mode}: the input images that the prompts name do not travel;"
             " put job and images where every machine sees them, and run 'promptmill run' on the head with executor.address=auto"
         )
-    named = {"model.id": config.model.id} | {f"scorers.{name}.model": card.model for name, card in config.scorers.items() if card.model}
-    for key, value in named.items():
-        if value not in BUNDLED and not Path(value).is_absolute() and (base_dir / value).is_dir():
+    model = config.model
+    addons = {"loras": model.loras, "embeddings": model.embeddings, "vae": [model.vae], "second_stage": [model.second_stage]}
+    named = [("model.id", model.id), *((f"scorers.{name}.model", card.model) for name, card in config.scorers.items() if card.model)]
+    named += [(f"model.{name}", one.id) for name, given in addons.items() for one in given if one]
+    for key, value in named:
+        if value not in BUNDLED and not Path(value).is_absolute() and (base_dir / value).exists():
             raise ConfigError(
-                f"{key} {value}: is a folder on this machine, and model folders do not travel; give a hub name,"
-                " or the absolute path of a folder that every machine of the cluster sees"
+                f"{key} {value}: is on this machine, and weights do not travel; give a hub name,"
+                " or an absolute path that every machine of the cluster sees"
             )
 
 

@@ -73,10 +73,12 @@ class TestBundle:
         with pytest.raises(ConfigError, match=expected):
             bundle(job.path, tmp_path, out=out)
 
-    def test_a_model_folder_of_this_machine_is_refused_by_name(self, job: JobFile, tmp_path: Path) -> None:
-        (job.folder / "model").mkdir()
-        job.write(model={"id": "model"})
-        with pytest.raises(ConfigError, match=r"model.id model: is a folder on this machine, and model folders do not travel"):
+    @pytest.mark.parametrize("key", ["id", "loras", "embeddings", "vae", "second_stage"])
+    def test_weights_of_this_machine_are_refused_by_name(self, job: JobFile, tmp_path: Path, key: str) -> None:
+        (job.folder / "weights").mkdir()
+        given = {"id": "weights"}
+        job.write(model={"id": "weights"} if key == "id" else {key: [given] if key in ("loras", "embeddings") else given})
+        with pytest.raises(ConfigError, match=rf"model.{key} weights: is on this machine, and weights do not travel; give a hub name"):
             bundle(job.path, tmp_path, out="/shared/run")
 
     def test_input_images_do_not_travel(self, job: JobFile, tmp_path: Path) -> None:
