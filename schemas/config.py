@@ -219,7 +219,7 @@ class StepCacheConfig(Section):
 
 
 class ComputeConfig(Section):
-    """How the model's arithmetic is done. A switch that would have no effect on the model is refused.
+    """How the model's arithmetic is done. What a switch gives: docs/speed.md. One that would have no effect is refused.
 
     Each but `offload` changes at least the last bits of an image, so they are part of the job's identity. `quantize`, `vae_tiling` and
     `step_cache` change what is seen: they are added to the column `model_revision`, and make other sample ids.
