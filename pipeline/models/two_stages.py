@@ -31,7 +31,7 @@ class TwoStages:
     def take_seconds(self) -> Mapping[str, float]:
         """Of both, by part, since the last call."""
         each = [self._first.take_seconds(), self._second.take_seconds()]
-        return {name: sum(one.get(name, 0.0) for one in each) for name in each[0] | dict(each[1])}
+        return {name: sum(one.get(name, 0.0) for one in each) for name in {*each[0], *each[1]}}
 
     def generate(self, draws: Sequence[Draw], conditions: Sequence[Conditions] = ()) -> Generated:
         """Images of the draws, in order, at the second model's size."""
