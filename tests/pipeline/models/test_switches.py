@@ -139,7 +139,7 @@ def test_a_chosen_attention_is_set_in_every_block(model_folder: Folder) -> None:
 def test_on_a_gpu_offloading_is_left_to_diffusers(model_folder: Folder, monkeypatch: pytest.MonkeyPatch, how: str, method: str) -> None:
     called: list[object] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(diffusers.DiffusionPipeline, method, called.append)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, method, lambda pipe: called.append(pipe))
     pipe = switched(model_folder("sd"), {"offload": how})._pipe
     assert called == [pipe]
     assert pipe.device.type == "cpu"  # where offloading has to begin

@@ -22,6 +22,7 @@ from pipeline.models.demo.render import lay_out, paint
 from pipeline.models.demo.training import drawings
 
 MEGABYTE = 1_000_000
+PARTS = ("generator", "clip", "judge", "controlnet", "upscaler")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,10 @@ def test_weights_are_the_ones_that_were_measured() -> None:
 
 def test_weights_are_small_and_hold_no_pickles() -> None:
     files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 40 * MEGABYTE
+    sizes = {name: sum(path.stat().st_size for path in (WEIGHTS / name).rglob("*") if path.is_file()) for name in PARTS}
+    assert sum(path.stat().st_size for path in files if path.parent != WEIGHTS) == sum(sizes.values())
+    assert sizes["generator"] + sizes["clip"] + sizes["judge"] < 40 * MEGABYTE
+    assert sizes["controlnet"] + sizes["upscaler"] < 20 * MEGABYTE
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt"}
 
 
