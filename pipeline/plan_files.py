@@ -82,10 +82,10 @@ class PlanReader:
             ) from None
         try:
             return Shard(shard_id=shard_id, draws=tuple(draw_from_row(row) for row in table.to_pylist()))
-        except KeyError as error:
+        except (KeyError, TypeError) as error:
             raise RunFolderError(
-                f"{self._store.root}/{name}: has no column {error}, so another version of promptmill planned this run;"
-                f" {layout.JOB} names it: use that one, or choose another --out"
+                f"{self._store.root}/{name}: lacks columns of this version of promptmill ({error});"
+                f" {layout.JOB} names the version that planned this run: use that one, or choose another --out"
             ) from None
 
     def _open(self, name: str) -> pq.ParquetFile:

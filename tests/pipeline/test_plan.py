@@ -125,8 +125,8 @@ def test_the_plan_of_another_version_is_told_in_one_line(tmp_path: Path) -> None
     store = LocalStore(tmp_path)
     write(store, prompts(3))
     [path] = (tmp_path / "plan").glob("*.parquet")
-    pq.write_table(pq.read_table(path).drop_columns(["guidance_rescale"]), path)
-    with pytest.raises(RunFolderError, match=r"has no column 'guidance_rescale', so another version of promptmill planned this run"):
+    pq.write_table(pq.read_table(path).drop_columns(["steps"]), path)
+    with pytest.raises(RunFolderError, match=r"lacks columns of this version of promptmill \(.*'steps'\); job.yaml names the version"):
         plan.read_shard(store, 0)
 
 
