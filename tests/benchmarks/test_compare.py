@@ -1,4 +1,4 @@
-"""The pipeline against what nothing can beat on this machine, in turns; and what the comparison prints."""
+"""The pipeline against a bare diffusers loop, in turns; and what the comparison prints."""
 
 from xml.etree import ElementTree
 
@@ -8,16 +8,12 @@ from tests.benchmarks.compare import LABELS, Measured, chart, measure, ratio, ta
 from tests.benchmarks.ways import WAYS
 from tests.conftest import REPOSITORY
 
-GOAL = 0.95  # of the forward passes alone
-
 
 @pytest.mark.slow
-def test_the_pipeline_costs_next_to_nothing() -> None:
-    """Three quick rounds are noisy, so a tenth below the goal passes; other programs may spoil them, so they are made twice if need be."""
-    found = [measure(REPOSITORY / "configs" / "demo.yaml", ["limit", "promptmill_ray"], rounds=3, draws=128)]
-    if ratio(found[0]["promptmill_ray"], found[0]["limit"]) < 0.9 * GOAL:
-        found.append(measure(REPOSITORY / "configs" / "demo.yaml", ["limit", "promptmill_ray"], rounds=3, draws=128))
-    assert ratio(found[-1]["promptmill_ray"], found[-1]["limit"]) >= 0.9 * GOAL, found
+def test_the_pipeline_is_as_fast_as_a_bare_loop() -> None:
+    """Its scores, files and checksums included. Quick rounds are noisy, so a tenth below passes; docs/speed.md has the figures."""
+    found = measure(REPOSITORY / "configs" / "demo.yaml", ["bare_loop", "promptmill_ray"], rounds=2, draws=128)
+    assert ratio(found["promptmill_ray"], found["bare_loop"]) >= 0.9, found
 
 
 def measured(way: str, *rates: float) -> Measured:
