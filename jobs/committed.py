@@ -82,7 +82,7 @@ def read_committed(run_dir: RunDir, index: PlanIndex) -> Committed:
     """Over all shards that belong to the plan."""
     found = Committed()
     for _, marker in run_dir.each_marker():
-        if marker and marker.shard_id < index.num_shards and index.shards[marker.shard_id] == marker.draws_sha256:
+        if marker and index.holds(marker):
             found.add(marker)
     return found
 

@@ -196,7 +196,7 @@ def _problem(marker: Marker | None, index: PlanIndex, sizes: dict[str, int]) -> 
     """Why a shard must be made again; None if it is whole."""
     if marker is None:
         return "is no commit marker"
-    if marker.shard_id >= index.num_shards or index.shards[marker.shard_id] != marker.draws_sha256:
+    if not index.holds(marker):
         return "belongs to another plan"
     files = (layout.metadata_file(marker.shard_id), layout.images_file(marker.shard_id))
     missing = [name for name in files if name not in sizes]

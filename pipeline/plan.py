@@ -7,12 +7,12 @@ source extend it: only the last shard, if it was short, changes.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
-from itertools import chain
+from dataclasses import replace
+from itertools import chain, product
 
 import numpy as np
 
-from pipeline.plan_files import PlanReader, draws_digest, read_index, read_shard, write_shards
+from pipeline.plan_files import PlanReader, draws_digest, read_index, read_shard, write_index, write_shards
 from pipeline.store import Store
 from schemas import layout
 from schemas.config import JobConfig, SamplingConfig
@@ -21,7 +21,7 @@ from schemas.modes import ROLES, STRENGTH
 from schemas.records import Draw, PlanIndex, Prompt, Shard
 from schemas.seeds import noise_seed
 
-__all__ = ["PlanReader", "batches", "cut", "draws_digest", "expand", "read_index", "read_shard", "survey", "write_plan"]
+__all__ = ["PlanReader", "add_round", "batches", "cut", "draws_digest", "expand", "read_index", "read_shard", "survey", "write_plan"]
 
 OpenPrompts = Callable[[], Iterator[Prompt]]
 ExpandPrompt = Callable[[Prompt], Iterator[Draw]]
@@ -44,9 +44,9 @@ def expand(
     ``loras`` are the model's, as name@scale; ``numbers`` those of the draws of each setting, the first ones if not given.
     """
     each = config.prompts.draws_per_prompt
-    wanted = list(range(each) if numbers is None else numbers)
+    wanted = range(each) if numbers is None else numbers
     sha256 = {role: image.sha256 for role, image in prompt.images.items()}
-    for place, sampling, number in ((place, sampling, number) for place, sampling in enumerate(settings) for number in wanted):
+    for (place, sampling), number in product(enumerate(settings), wanted):
         assert sampling.width is not None
         assert sampling.height is not None
         yield Draw(
@@ -146,7 +146,7 @@ def write_plan(store: Store, open_prompts: OpenPrompts, expand_prompt: ExpandPro
 
     digests, num_draws = write_shards(store, cut(draws_of_prompts(), shard_size))
     index = PlanIndex(num_prompts=digest.count, num_draws=num_draws, prompts_sha256=digest.hexdigest(), shards=tuple(digests))
-    store.put(layout.PLAN_INDEX, json.dumps(asdict(index)).encode())
+    write_index(store, index)
     return index
 
 
@@ -162,7 +162,7 @@ def add_round(store: Store, index: PlanIndex, open_prompts: OpenPrompts, more: E
         shards=index.shards + tuple(digests[in_last_file:]),
         rounds=index.rounds + 1,
     )
-    store.put(layout.PLAN_INDEX, json.dumps(asdict(longer)).encode())
+    write_index(store, longer)
     return longer
 
 

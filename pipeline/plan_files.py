@@ -5,6 +5,7 @@ import io
 import json
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from itertools import chain, islice
 
 import pyarrow as pa
@@ -50,6 +51,11 @@ def read_index(store: Store) -> PlanIndex | None:
         raise RunFolderError(
             f"{store.root}/{layout.PLAN_INDEX}: is damaged; delete it and run the same command again, it is made anew"
         ) from None
+
+
+def write_index(store: Store, index: PlanIndex) -> None:
+    """Write the plan's index, which makes the plan count: its files must be there."""
+    store.put(layout.PLAN_INDEX, json.dumps(asdict(index)).encode())
 
 
 def read_shard(store: Store, shard_id: int) -> Shard:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pipeline.object_store import ObjectStore
 
 _TEMPORARY = ".tmp"
+NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system says that locks no folders, such as NFS."""
 
 
 class Store(Protocol):
@@ -214,8 +216,11 @@ def _locked(folder: str) -> Iterator[None]:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):
+        try:
             fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         yield
     finally:
         os.close(handle)

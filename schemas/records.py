@@ -196,6 +196,10 @@ class PlanIndex:
         """Shards of the plan."""
         return len(self.shards)
 
+    def holds(self, marker: "Marker") -> bool:
+        """Whether a committed shard is one of this plan, with the same draws."""
+        return marker.shard_id < self.num_shards and self.shards[marker.shard_id] == marker.draws_sha256
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marker:

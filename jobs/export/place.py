@@ -5,7 +5,6 @@ published is on the disk: every file and folder is fsynced before the rename.
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
@@ -14,12 +13,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.store import is_url
+from pipeline.store import NO_LOCKS, is_url
 from schemas.errors import RunFolderError
 
 HIDDEN = ".promptmill-export"
 FILES_AT_A_TIME = 10_000
-NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager

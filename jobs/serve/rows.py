@@ -19,9 +19,10 @@ import pyarrow.types as pt
 from jobs.judged import added_scorers, metadata_sources
 from jobs.query import BEFORE_LOCK, Guard
 from jobs.run_dir import READERS, JobRecord, RunDir
+from jobs.selection import damaged
 from pipeline.store import Store
 from schemas import layout
-from schemas.errors import QueryError, RunFolderError
+from schemas.errors import QueryError
 from schemas.records import Marker
 from schemas.tables import metadata_schema
 
@@ -173,13 +174,12 @@ class Rows:
         table.shards.update({marker.shard_id: marker for marker in markers})
 
     def _read(self, name: str) -> pa.Table:
-        root = self.run.store.root
         try:
             data = pa.BufferReader(self.run.store.get(name))
             return pq.ParquetFile(data, page_checksum_verification=True).read(use_threads=False)
         except (OSError, pa.ArrowException) as error:
             what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({str(error).splitlines()[0]})"
-            raise RunFolderError(f"{root}/{name}: {what}; 'promptmill verify {root}' tells what to do") from None
+            raise damaged(self.run, name, what) from None
 
 
 def _index_of_verdicts(run: RunDir) -> bytes:
