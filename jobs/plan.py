@@ -6,15 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jobs.expand import count_requests, with_answers
 from jobs.prepare import Prepared
 from pipeline.plan import batches, cut
+from pipeline.store import open_store
 from schemas.records import Draw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSummary:
     """Counts of a plan; sizes in pixels. ``repeated_prompts`` counts prompts whose text an earlier one has.
-    Batches are not known, None, while ``sampling.batch_size`` is auto. ``max_draws`` is what ``prompts.until_accepted`` may lead to.
+    Batches are not known, None, while ``sampling.batch_size`` is auto. ``max_draws`` is what ``prompts.until_accepted`` may lead to,
+    ``requests`` are those that ``prompts.expand`` still takes, None without it.
     """
 
     num_prompts: int
@@ -29,10 +32,14 @@ class PlanSummary:
     model: str
     revision: str
     examples: tuple[str, ...]
+    requests: int | None = None
 
 
 def summarize(prepared: Prepared) -> PlanSummary:
-    """Expand the whole job, streamed. Raises PromptError on a bad source."""
+    """Expand the whole job, streamed; no language model is asked. Raises PromptError on a bad source."""
+    expand = prepared.config.prompts.expand
+    if expand:
+        prepared = with_answers(prepared, open_store(prepared.out))
     texts = array("q")  # 8 bytes a prompt
     prompts = draws = shards = calls = 0
     examples: list[str] = []
@@ -67,4 +74,5 @@ def summarize(prepared: Prepared) -> PlanSummary:
         model=prepared.model.name,
         revision=prepared.model.revision,
         examples=tuple(examples),
+        requests=count_requests(prepared) if expand else None,
     )

@@ -2,10 +2,11 @@
 
 import importlib.metadata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.run_dir import JobRecord, make_job
+from pipeline.expansion import Answers, expanded, key
 from pipeline.models.resolve import ModelCard, check_sampling, image_size, resolve_model
 from pipeline.plan import expand
 from pipeline.prompts import read_prompts
@@ -20,13 +21,17 @@ RECORDED = ("promptmill", "torch", "diffusers", "transformers", "peft", "open_cl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A validated job: its configuration and what its model and scorers were resolved to."""
+    """A validated job: its configuration and what its model and scorers were resolved to.
+
+    ``answers`` are what ``prompts.expand`` was told so far; a prompt without one stands for those that are to come.
+    """
 
     name: str
     config: JobConfig
     base_dir: Path
     model: ModelCard
     scorers: tuple[ScorerCard, ...]
+    answers: Answers = field(default_factory=dict, repr=False)
 
     @property
     def out(self) -> str:
@@ -35,6 +40,15 @@ class Prepared:
 
     def open_prompts(self) -> Iterator[Prompt]:
         """The prompts, from the start. Raises UserError at one that cannot be drawn."""
+        expand = self.config.prompts.expand
+        return expanded(self._source(), expand, self.answers) if expand else self._source()
+
+    def unasked(self) -> Iterator[Prompt]:
+        """Prompts of the source that ``prompts.expand`` has no answer to. Raises UserError as ``open_prompts``."""
+        if expand := self.config.prompts.expand:
+            yield from (prompt for prompt in self._source() if key(expand, prompt) not in self.answers)
+
+    def _source(self) -> Iterator[Prompt]:
         sampling = self.config.sampling
         for prompt in read_prompts(self.config.prompts, base_dir=self.base_dir, mode=sampling.mode):
             if twice := sampling.sweep.keys() & prompt.sampling.keys():

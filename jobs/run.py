@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jobs.batch_size import settled
 from jobs.executor import Control, Executor
+from jobs.expand import ask, count_requests, with_answers
 from jobs.filter import judge_again
 from jobs.interrupt import STOPPED, draining
 from jobs.judged import read_judged
@@ -134,7 +135,9 @@ def run(
     out = out or prepared.out
     prepared = settled(prepared, out, model_loader=model_loader, on_message=on_message)
     run_dir = RunDir.claim(out, prepared.job())
+    prepared = with_answers(prepared, run_dir.store)
     index = plan.survey(run_dir.store, prepared.open_prompts)
+    count_requests(prepared)
     stop = threading.Event()
     order = WorkOrder(
         root=run_dir.store.root,
@@ -167,6 +170,9 @@ def _run(
     """The course of a run whose folder is held."""
     resumed = run_dir.begin()
     if index is None:
+        prepared = ask(run_dir, prepared, stop, on_message)
+        if stop.is_set():
+            return _report(run_dir, PlanIndex(num_prompts=0, num_draws=0, prompts_sha256="", shards=()), tally, stopped=True)
         index = plan.write_plan(run_dir.store, prepared.open_prompts, prepared.expand, prepared.config.output.shard_size)
     found = run_dir.settle(index)
     problems = found.problems
@@ -287,7 +293,7 @@ def _report(run_dir: RunDir, index: PlanIndex, tally: Tally, stopped: bool) -> R
         **counts,
         made_now=tally.committed,
         abandoned=tally.abandoned,
-        stopped=stopped and sum(counts.values()) < index.num_draws,
+        stopped=stopped and (sum(counts.values()) < index.num_draws or not index.num_draws),
         startup_seconds=round(tally.startup_seconds, 2),
         startup={part: round(seconds, 2) for part, seconds in tally.startup.items()},
         first_images_seconds=round(tally.first_sampled - tally.started, 2) if tally.first_sampled else None,

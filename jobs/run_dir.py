@@ -43,7 +43,11 @@ class JobRecord:
         """What the fingerprint covers, as flat ``section.key`` names: not the prompts, the output folder, the executor."""
         config = self.config.model_dump(mode="json")
         draws = ("draws_per_prompt", "until_accepted", "max_draws_per_prompt")
+        expand = config["prompts"]["expand"]
         config["prompts"] = {name: config["prompts"][name] for name in draws if config["prompts"][name] is not None}
+        if expand:
+            asked = ("model", "instruction", "count", "keep_original", "request")
+            config["prompts"]["expand"] = {name: expand[name] for name in asked}
         config["model"] |= {"id": self.model["name"], "revision": self.model["revision"]}
         config["model"]["loras"] = [f"{one['name']}@{one['scale']}" for one in self.model.get("addons", {}).get("loras", ())]
         for name in ("endpoint", "embeddings", "vae", "second_stage"):  # what of them changes pixels is in the revision

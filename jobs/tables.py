@@ -30,13 +30,15 @@ def plan_table(plan: PlanSummary) -> RenderableType:
     table = _facts()
     table.add_row("model", f"{plan.model} @ {plan.revision}")
     table.add_row("images", f"{plan.num_draws:,} of {plan.num_prompts:,} prompts, {plan.width} x {plan.height} px")
+    if plan.requests is not None:
+        table.add_row("requests", f"{plan.requests:,} to the language model of prompts.expand, before the first image")
     if plan.max_draws:
         table.add_row("", f"then more where too few are accepted, at most {plan.max_draws:,} in all")
     batches = "batches of a size that the run chooses"
     if plan.num_batches is not None:
         batches = f"{plan.num_batches:,} batches ({plan.padded_draws:,} places filled up)"
     table.add_row("shards", f"{plan.num_shards:,}, in {batches}")
-    if plan.repeated_prompts:
+    if plan.repeated_prompts and not plan.requests:
         table.add_row("repeated prompts", f"{plan.repeated_prompts:,} have the text of an earlier one; each still gets noise of its own")
     for number, text in enumerate(plan.examples):
         table.add_row("for example" if number == 0 else "", text if len(text) <= 100 else text[:99] + "…")

@@ -131,7 +131,7 @@ class ObjectStore:
 
     def append(self, name: str, line: str) -> None:
         with self._lock:
-            if self._segment is None or len(self._segment[1]) > SEGMENT_BYTES:
+            if self._segment is None or not self._segment[0].startswith(f"{name}/") or len(self._segment[1]) > SEGMENT_BYTES:
                 self._publish()
                 self._segment = (f"{name}/{len(self.list(name)):06d}-{secrets.token_hex(4)}.jsonl", bytearray())
             self._segment[1].extend(line.encode() + b"\n")

@@ -6,9 +6,9 @@ Input paths are relative to the configuration file; ``output.dir`` is relative t
 import re
 from collections.abc import Iterable
 from itertools import product
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from schemas.modes import ROLES, STRENGTH, Mode, column
 
@@ -52,6 +52,86 @@ class ValueConfig(Section):
     weight: float = Field(default=1.0, gt=0, description="how often it is taken, against the others, when combinations are sampled")
 
 
+class ServerConfig(Section):
+    """A server that answers requests over HTTP: where it is, and how hard it may be asked."""
+
+    OWN: ClassVar[frozenset[str]] = frozenset()  # fields of a request that are not the user's
+
+    url: str = Field(description="base of the API, such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1")
+    request: dict[str, JsonValue] = Field(
+        default_factory=dict, description="further fields of each request, sent as they are, such as {quality: high} or {temperature: 1}"
+    )
+    api_key_variable: str | None = Field(
+        default=None, description="name of the environment variable that holds the key, such as OPENAI_API_KEY; who asks reads it"
+    )
+    concurrency: int = Field(default=4, ge=1, le=256, description="requests at once")
+    requests_per_minute: float | None = Field(default=None, gt=0, description="requests are spaced out to keep below it")
+    timeout_seconds: float = Field(default=180.0, gt=0, description="for one request, from sending it to the last byte of its answer")
+    max_tries: int = Field(default=6, ge=1, description="tries at one answer where the server is busy, broken or silent")
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, url: str) -> str:
+        if not re.fullmatch(r"https?://[^\s/?#@]+[^\s?#@]*", url):
+            raise ValueError("must be a URL such as https://api.openai.com/v1, without a user, a password, '?' or '#'")
+        return url.rstrip("/")
+
+    @field_validator("api_key_variable")
+    @classmethod
+    def _name_of_a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise ValueError("must be the name of an environment variable, such as OPENAI_API_KEY; never the key itself")
+        return name
+
+    @field_validator("request")
+    @classmethod
+    def _own_fields(cls, request: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        taken = sorted(set(request) & cls.OWN)
+        if taken:
+            raise ValueError(f"{taken[0]!r} is set by promptmill; take it out")
+        return request
+
+
+class EndpointConfig(ServerConfig):
+    """A server that speaks OpenAI's images API; ``model.id`` is then the model's name there.
+
+    Only ``url``, ``dialect``, ``response_format`` and ``request`` are part of the job's identity. Limits hold for each worker, which
+    asks for no more than ``sampling.batch_size`` images at once.
+    """
+
+    OWN = frozenset({"model", "prompt", "n", "size", "response_format", "stream"})
+
+    dialect: Literal["openai", "diffusion"] = Field(
+        default="openai",
+        description="'openai' sends prompt and size; 'diffusion' also seed, negative_prompt, num_inference_steps and guidance_scale"
+        " (vLLM-Omni, SGLang)",
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(
+        default="b64_json", description="how images come back; null leaves the field out, as gpt-image models want"
+    )
+    price_per_image: float = Field(default=0.0, ge=0, description="of one answered request, in any currency; adds up in the commit markers")
+
+
+class ExpandConfig(ServerConfig):
+    """Each prompt of the source becomes ``count`` prompts, written by a language model behind OpenAI's chat API, which is asked once.
+
+    ``model``, ``instruction``, ``count``, ``keep_original`` and ``request`` are part of the job's identity; where the server is, is not.
+    """
+
+    OWN = frozenset({"model", "messages", "n", "stream"})
+
+    model: str = Field(min_length=1, description="the language model's name on the server")
+    count: int = Field(default=4, ge=1, le=100, description="prompts to write of each")
+    instruction: str = Field(
+        default="Rewrite the prompt of a text-to-image model into {count} more detailed ones that differ from each other in setting,"
+        " light, viewpoint and style. Keep every object, number, colour and position that it names, and add no further objects.",
+        min_length=1,
+        description="what the model is told; {count} stands for the number. How to answer is added to it",
+    )
+    keep_original: bool = Field(default=False, description="draw the prompt of the source too")
+    max_requests: int = Field(default=1000, ge=1, description="more requests than that in one go are refused, before the first is sent")
+
+
 class PromptsConfig(Section):
     """Where prompts come from: exactly one of ``file``, ``texts`` and ``template``."""
 
@@ -76,6 +156,7 @@ class PromptsConfig(Section):
         default_factory=list, description="further folders that input images may lie in; always allowed is the prompt file's own"
     )
     draws_per_prompt: int = Field(default=1, ge=1, description="images to make of each prompt, each with its own seed")
+    expand: ExpandConfig | None = Field(default=None, description="prompts rewritten by a language model: see below")
     until_accepted: int | None = Field(
         default=None, ge=1, description="draw further seeds of a prompt until so many of its images are accepted; see docs/curation.md"
     )
@@ -100,56 +181,6 @@ class PromptsConfig(Section):
         if self.until_accepted is not None and not self.until_accepted <= (self.max_draws_per_prompt or 0) >= self.draws_per_prompt:
             raise ValueError("'max_draws_per_prompt' must be at least 'until_accepted' and 'draws_per_prompt'")
         return self
-
-
-class EndpointConfig(Section):
-    """A server that speaks OpenAI's images API; ``model.id`` is then the model's name there.
-
-    Only ``url``, ``dialect``, ``response_format`` and ``request`` are part of the job's identity. Limits hold for each worker.
-    """
-
-    url: str = Field(description="base of the API, such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1")
-    dialect: Literal["openai", "diffusion"] = Field(
-        default="openai",
-        description="'openai' sends prompt and size; 'diffusion' also seed, negative_prompt, num_inference_steps and guidance_scale"
-        " (vLLM-Omni, SGLang)",
-    )
-    response_format: Literal["b64_json", "url"] | None = Field(
-        default="b64_json", description="how images come back; null leaves the field out, as gpt-image models want"
-    )
-    request: dict[str, str | int | float | bool] = Field(
-        default_factory=dict, description="further fields of each request, such as {quality: high, style: natural}"
-    )
-    api_key_variable: str | None = Field(
-        default=None, description="name of the environment variable that holds the key, such as OPENAI_API_KEY; each worker reads it"
-    )
-    concurrency: int = Field(default=4, ge=1, le=256, description="requests at once; no more than sampling.batch_size can be used")
-    requests_per_minute: float | None = Field(default=None, gt=0, description="requests are spaced out to keep below it")
-    timeout_seconds: float = Field(default=180.0, gt=0, description="for one request, from sending it to the last byte of its answer")
-    max_tries: int = Field(default=6, ge=1, description="tries at one image where the server is busy, broken or silent")
-    price_per_image: float = Field(default=0.0, ge=0, description="of one answered request, in any currency; adds up in the commit markers")
-
-    @field_validator("url")
-    @classmethod
-    def _http(cls, url: str) -> str:
-        if not re.fullmatch(r"https?://[^\s/?#@]+[^\s?#@]*", url):
-            raise ValueError("must be a URL such as https://api.openai.com/v1, without a user, a password, '?' or '#'")
-        return url.rstrip("/")
-
-    @field_validator("api_key_variable")
-    @classmethod
-    def _name_of_a_variable(cls, name: str | None) -> str | None:
-        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
-            raise ValueError("must be the name of an environment variable, such as OPENAI_API_KEY; never the key itself")
-        return name
-
-    @field_validator("request")
-    @classmethod
-    def _own_fields(cls, request: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
-        taken = sorted(set(request) & {"model", "prompt", "n", "size", "response_format", "stream"})
-        if taken:
-            raise ValueError(f"{taken[0]!r} is set by promptmill; take it out")
-        return request
 
 
 class LoraConfig(Section):

@@ -20,6 +20,7 @@
 
     RUN/embeddings/00017-1f2e….parquet  CLIP features of a shard's images, from 'promptmill embed'
     RUN/embeddings/embeddings.json  the model that they are of; readers trust only files that fit it
+    RUN/expansions.jsonl          answers of the language model that 'prompts.expand' asks; in an object store a folder of pieces
     RUN/events.jsonl              what happened when; in an object store a folder of pieces, in order
     RUN/lease.json                the driver that is at work; gone when it has ended
 """
@@ -34,6 +35,7 @@ DONE = "done"
 FAILED = "failed"
 PARTIAL = "partial"
 EVENTS = "events.jsonl"
+EXPANSIONS = "expansions.jsonl"
 LEASE = "lease.json"
 JUDGED = "judged"
 SCORES = "scores"

@@ -13,6 +13,7 @@ from schemas.config import (
     ComputeConfig,
     EmbeddingConfig,
     EndpointConfig,
+    ExpandConfig,
     JobConfig,
     LoraConfig,
     SecondStageConfig,
@@ -56,6 +57,7 @@ def config_page() -> str:
             continue
         parts += [f"## `{name}`", getdoc(section) or "", _fields_table(section)]
     for name, section in {
+        "`prompts.expand`": ExpandConfig,
         "`model.compute`": ComputeConfig,
         "`model.compute.step_cache`": StepCacheConfig,
         "`model.endpoint`": EndpointConfig,

@@ -126,10 +126,12 @@ def _labels(contents: Contents) -> str:
 
 def _facts(run: RunDir, contents: Contents) -> list[list[object]]:
     job, judged = run.job, read_judged(run.store)
+    expand = job.config.prompts.expand
     made_of: list[list[object]] = [
         ["model", f"{job.model['name']} @ {job.model['revision']}"],
         *([f"scorer {name}", card["version"]] for name, card in job.scorers.items()),
         *([f"scorer {name}, added later", version] for name, version in (judged.scorers if judged else {}).items()),
+        *([["prompts", f"rewritten by {expand.model}, {expand.count} of each, told: {expand.instruction}"]] if expand else []),
         ["status of the images", contents.selection.only],
         ["SQL condition", contents.selection.where],
         ["splits", f"{contents.split} by hash of {contents.split_by}"],

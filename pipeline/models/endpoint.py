@@ -2,10 +2,16 @@
 
 Each draw is a request of its own. What a server sends is not reproducible, so such images cannot be made again;
 everything else holds: one row per draw, whatever happens to the server or to the run.
+
+Fields: https://platform.openai.com/docs/api-reference/images,
+https://docs.vllm.ai/projects/vllm-omni/en/latest/serving/image_edit_api/,
+https://docs.vllm.ai/projects/vllm-omni/en/stable/serving/image_generation_api/.
 """
 
+import base64
+import binascii
 import io
-import os
+import json
 import threading
 import warnings
 from collections import Counter
@@ -13,15 +19,15 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.inputs import Conditions, with_kept_pixels
 from pipeline.models.base import Generated
-from pipeline.models.endpoint_client import DrawError, EndpointClient
+from pipeline.models.endpoint_client import Again, EndpointClient, NoAnswer
 from pipeline.models.resolve import ModelCard
-from schemas.config import EndpointConfig, ModelConfig
-from schemas.errors import ModelError
+from schemas.config import ModelConfig
 from schemas.modes import STRENGTH
 from schemas.records import Draw
 
@@ -42,7 +48,7 @@ class EndpointModel:
         assert config.endpoint is not None
         self.name, self.revision = card.name, card.revision
         self._config = config.endpoint
-        self._client = EndpointClient(card.name, config.endpoint, _key(card.name, config.endpoint))
+        self._client = EndpointClient(card.name, config.endpoint)
         self._pool = ThreadPoolExecutor(config.endpoint.concurrency, thread_name_prefix="endpoint")
         self._usage: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -80,15 +86,26 @@ class EndpointModel:
     def _one(self, draw: Draw, given: Conditions) -> np.ndarray | str:
         """uint8 (H, W, 3), or why there is none."""
         try:
-            data = self._client.image(PATHS[draw.mode], self._fields(draw), _files(given))
+            found = self._client.post(PATHS[draw.mode], self._fields(draw), _files(given), self._read)
+            data = found if isinstance(found, bytes) else self._client.get(found)
             with self._lock:
                 self._usage["images"] += 1
             return _pixels(data, draw.width, draw.height)
-        except DrawError as error:
+        except NoAnswer as error:
             return str(error)
 
+    def _read(self, answer: bytes) -> bytes | httpx2.URL:
+        """The encoded image, or where it lies."""
+        try:
+            first = json.loads(answer)["data"][0]
+            if first.get("b64_json"):
+                return base64.b64decode(first["b64_json"], validate=True)
+            return self._client.address(first["url"])
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, binascii.Error, httpx2.InvalidURL):
+            raise Again("the answer holds no image") from None
+
     def _fields(self, draw: Draw) -> dict[str, Any]:
-        """What the server is told. Raises DrawError for what it has no field for."""
+        """What the server is told. Raises NoAnswer for what it has no field for."""
         fields: dict[str, Any] = {"model": self.name, "prompt": draw.prompt, "n": 1, "size": f"{draw.width}x{draw.height}"}
         if self._config.response_format:
             fields["response_format"] = self._config.response_format
@@ -104,7 +121,7 @@ class EndpointModel:
 
 def _refuse(what: str, given: bool) -> None:
     if given:
-        raise DrawError("bad_request", f"the openai dialect takes no {what}; leave it out, or set model.endpoint.dialect")
+        raise NoAnswer("bad_request", f"the openai dialect takes no {what}; leave it out, or set model.endpoint.dialect")
 
 
 def _files(given: Conditions) -> dict[str, bytes]:
@@ -124,16 +141,6 @@ def _png(picture: Image.Image) -> bytes:
     return data.getvalue()
 
 
-def _key(name: str, config: EndpointConfig) -> str | None:
-    variable = config.api_key_variable
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key or not key.isascii() or not key.isprintable():
-        raise ModelError(f"model {name}: the environment variable {variable} holds no key here; set it where the workers start")
-    return key
-
-
 def _pixels(data: bytes, width: int, height: int) -> np.ndarray:
     """The picture, transparent parts on white. Its size is compared before pixels are decoded."""
     try:
@@ -142,10 +149,10 @@ def _pixels(data: bytes, width: int, height: int) -> np.ndarray:
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
                 if picture.size != (width, height):
                     found = f"{picture.width} x {picture.height}"
-                    raise DrawError(
+                    raise NoAnswer(
                         "wrong_size", f"asked for {width} x {height} px, got {found}; set sampling.width and height to what it makes"
                     )
                 rgba = picture.convert("RGBA")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DrawError("bad_image", f"the server sent no PNG, JPEG or WebP that can be read ({type(error).__name__})") from None
+        raise NoAnswer("bad_image", f"the server sent no PNG, JPEG or WebP that can be read ({type(error).__name__})") from None
     return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))

@@ -1,25 +1,23 @@
-"""HTTP to an images API: how long to wait, when to try again, when to give up on a draw and when on the server.
+"""HTTP to a model's server: how long to wait, when to try again, when to give up on an answer and when on the server.
 
-Fields and codes: https://platform.openai.com/docs/api-reference/images,
-https://docs.vllm.ai/projects/vllm-omni/en/latest/serving/image_edit_api/,
-https://docs.vllm.ai/projects/vllm-omni/en/stable/serving/image_generation_api/.
+What is asked, and what an answer must hold, is the caller's business: images (``endpoint``), texts (``chat``).
+Error codes: https://platform.openai.com/docs/guides/error-codes.
 """
 
-import base64
-import binascii
 import json
+import os
 import random
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import httpx2
 
-from schemas.config import EndpointConfig
+from schemas.config import ServerConfig
 from schemas.errors import ModelError
 
 T = TypeVar("T")
@@ -28,32 +26,38 @@ BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 60.0  # doubled at each try
 LONGEST_WAIT_SECONDS = 600.0  # a server that asks for more has given up on us
 CONNECT_SECONDS = 15.0
 MAX_ANSWER_BYTES = 200_000_000
-LOST_IN_A_ROW = 8  # draws without an answer, none with one in between: the server is down, not the prompts bad
+LOST_IN_A_ROW = 8  # prompts without an answer, none with one in between: the server is down, not the prompts bad
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 _REFUSALS = frozenset({"content_policy_violation", "moderation_blocked", "content_filter", "contentFilter", "ResponsibleAIPolicyViolation"})
 _NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 
 
-class DrawError(Exception):
-    """One draw has no image: a short code, a colon, what happened. Its neighbours go on."""
+class NoAnswer(Exception):
+    """One prompt has no answer that can be used: a short code, a colon, what happened. Its neighbours go on."""
 
     def __init__(self, code: str, what: str) -> None:
         super().__init__(f"{code}: {what}")
+        self.code = code
 
 
-class _Again(Exception):
-    """A try that failed in a way that may pass; ``seconds`` is what the server asks to wait."""
+class Again(Exception):
+    """A try that failed in a way that may pass; ``seconds`` is what the server asks to wait, ``code`` what it comes to if it does not."""
 
-    def __init__(self, what: str, seconds: float | None = None) -> None:
+    def __init__(self, what: str, seconds: float | None = None, code: str = "no_answer") -> None:
         super().__init__(what)
-        self.seconds = seconds
+        self.seconds, self.code = seconds, code
 
 
 class EndpointClient:
     """Safe for threads. The key is sent in one header to one host, and stands in no message."""
 
-    def __init__(self, name: str, config: EndpointConfig, key: str | None) -> None:
-        self._name, self._config, self._key = name, config, key
+    def __init__(self, name: str, config: ServerConfig, *, section: str = "model.endpoint", model_key: str = "model.id") -> None:
+        """``name`` is the model's, ``section`` and ``model_key`` are where it stands in the configuration. Sends nothing.
+
+        Raises ModelError if the key's variable is not set here.
+        """
+        self._name, self._config, self._section, self._model_key = name, config, section, model_key
+        self._key = _key(name, config)
         self._base = httpx2.URL(config.url + "/")
         self._http = httpx2.Client(
             timeout=httpx2.Timeout(config.timeout_seconds, connect=min(CONNECT_SECONDS, config.timeout_seconds)),
@@ -65,12 +69,23 @@ class EndpointClient:
         self._lock = threading.Lock()
         self._requests = self._lost = 0
 
-    def image(self, path: str, fields: dict[str, Any], files: dict[str, bytes]) -> bytes:
-        """One encoded image; ``files`` are PNGs by field. Raises DrawError, or ModelError where asking further is of no use."""
-        answer = self._patiently(lambda: self._asked(path, _body(fields, files)))
-        if isinstance(answer, bytes):
-            return answer
-        return self._patiently(lambda: self._send("GET", answer))
+    def post(self, path: str, fields: Mapping[str, Any], files: Mapping[str, bytes], read: Callable[[bytes], T]) -> T:
+        """What ``read`` makes of the answer; it raises Again or NoAnswer where that cannot be used. ``files`` are PNGs by field.
+
+        Raises NoAnswer, or ModelError where asking further is of no use.
+        """
+        return self._patiently(lambda: read(self._send("POST", self._base.join(path), **_body(fields, files))))
+
+    def get(self, url: httpx2.URL) -> bytes:
+        """What lies at an address that an answer named. Raises as ``post``."""
+        return self._patiently(lambda: self._send("GET", url))
+
+    def address(self, text: str) -> httpx2.URL:
+        """An address in an answer. Raises NoAnswer unless it is https or the server's own, httpx2.InvalidURL if it is none."""
+        url = self._base.join(text)
+        if url.scheme != "https" and not self._is_own(url):
+            raise NoAnswer("bad_image", "the server says that the image lies at an address that is neither https nor its own")
+        return url
 
     def take_requests(self) -> int:
         """Requests sent since the last call."""
@@ -84,35 +99,21 @@ class EndpointClient:
             self._gate.wait()
             try:
                 result = once()
-            except _Again as again:
+            except Again as again:
                 if number == self._config.max_tries or (again.seconds or 0) > LONGEST_WAIT_SECONDS:
-                    raise self._lost_draw(str(again), number) from None
+                    raise self._given_up(again, number) from None
                 if again.seconds is not None:
                     self._gate.hold(again.seconds)
                 else:
                     backoff = min(LONGEST_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** (number - 1))
                     time.sleep(backoff * random.uniform(0.5, 1.0))
-            except DrawError:
+            except NoAnswer:
                 self._answered()
                 raise
             else:
                 self._answered()
                 return result
         raise AssertionError("unreachable")
-
-    def _asked(self, path: str, body: dict[str, Any]) -> bytes | httpx2.URL:
-        """One request: the image, or where it lies."""
-        content = self._send("POST", self._base.join(path), **body)
-        try:
-            first = json.loads(content)["data"][0]
-            if first.get("b64_json"):
-                return base64.b64decode(first["b64_json"], validate=True)
-            url = self._base.join(first["url"])
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, binascii.Error, httpx2.InvalidURL):
-            raise _Again("the answer holds no image") from None
-        if url.scheme != "https" and not self._is_own(url):
-            raise DrawError("bad_image", "the server says that the image lies at an address that is neither https nor its own")
-        return url
 
     def _send(self, method: str, url: httpx2.URL, **body: Any) -> bytes:
         """The body of a good answer, read within the time-out."""
@@ -126,13 +127,13 @@ class EndpointClient:
                 for chunk in response.iter_bytes():
                     content += chunk
                     if time.monotonic() > deadline:
-                        raise _Again(f"the answer was not complete after {self._config.timeout_seconds:g} s")
+                        raise Again(f"the answer was not complete after {self._config.timeout_seconds:g} s")
                     if len(content) > MAX_ANSWER_BYTES:
-                        raise DrawError("bad_image", f"the answer is larger than {MAX_ANSWER_BYTES:,} bytes")
+                        raise NoAnswer("too_large", f"the answer is larger than {MAX_ANSWER_BYTES:,} bytes")
         except httpx2.TimeoutException:
-            raise _Again(f"no answer within {self._config.timeout_seconds:g} s") from None
+            raise Again(f"no answer within {self._config.timeout_seconds:g} s") from None
         except (httpx2.TransportError, httpx2.DecodingError) as error:
-            raise _Again(f"{type(error).__name__}: {self._clean(str(error))}") from None
+            raise Again(f"{type(error).__name__}: {self._clean(str(error))}") from None
         if response.status_code != 200:
             raise self._failure(response, bytes(content))
         return bytes(content)
@@ -147,21 +148,21 @@ class EndpointClient:
             return ModelError(f"{where} says that the account has no money left ({status}); top it up and run the same command again")
         if status in (401, 403) and code not in _REFUSALS:
             variable = self._config.api_key_variable
-            remedy = f"check the key in {variable}" if variable else "set model.endpoint.api_key_variable"
+            remedy = f"check the key in {variable}" if variable else f"set {self._section}.api_key_variable"
             return ModelError(f"{where} does not let us in ({status}); {remedy}")
         if status in (404, 405):
-            return ModelError(f"{where} does not know this model or path ({status}); check model.id and model.endpoint.url")
+            return ModelError(f"{where} does not know this model or path ({status}); check {self._model_key} and {self._section}.url")
         if code in _REFUSALS:
-            return DrawError("refused", said)
-        return _Again(said, _retry_after(response)) if status in _AGAIN else DrawError("bad_request", said)
+            return NoAnswer("refused", said)
+        return Again(said, _retry_after(response)) if status in _AGAIN else NoAnswer("bad_request", said)
 
-    def _lost_draw(self, why: str, tries: int) -> Exception:
+    def _given_up(self, why: Again, tries: int) -> Exception:
         with self._lock:
             self._lost += 1
             down = self._lost >= LOST_IN_A_ROW
         if down:
             return ModelError(f"model {self._name}: {self._config.url} does not answer ({why}); run the same command again when it does")
-        return DrawError("no_answer", f"{why}; tried {tries} times")
+        return NoAnswer(why.code, f"{why}; tried {tries} times")
 
     def _answered(self) -> None:
         with self._lock:
@@ -176,11 +177,21 @@ class EndpointClient:
         return (line.replace(self._key, "[key]") if self._key else line)[:300]
 
 
-def _body(fields: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any]:
+def _key(name: str, config: ServerConfig) -> str | None:
+    variable = config.api_key_variable
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ModelError(f"model {name}: the environment variable {variable} holds no key here; set it where this process starts")
+    return key
+
+
+def _body(fields: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
     """JSON, or a form with files."""
     if not files:
         return {"json": fields}
-    texts = {name: json.dumps(value) if isinstance(value, bool) else str(value) for name, value in fields.items()}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
     return {"data": texts, "files": {name: (f"{name}.png", data, "image/png") for name, data in files.items()}}
 
 
