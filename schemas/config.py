@@ -430,16 +430,22 @@ class ScorerConfig(Section):
 
     type: str = Field(
         default="clip",
-        description="clip, choice, aesthetic, sharpness, entropy, clipped (see docs/curation.md), or package.module:Class",
+        description="clip, choice, concept, aesthetic, nsfw, nudenet, sharpness, entropy, clipped (see docs/curation.md), or"
+        " package.module:Class",
     )
     model: str | None = Field(
         default=None,
-        description="for clip, choice and aesthetic: 'demo', NAME/PRETRAINED of open_clip (ViT-B-32/laion2b_s34b_b79k), or a local folder",
+        description="for clip, choice, concept, aesthetic and nsfw: 'demo', NAME/PRETRAINED of open_clip (ViT-B-32/laion2b_s34b_b79k), or"
+        " a local folder",
     )
     choices: dict[str, list[str]] = Field(
-        default_factory=dict, description="for choice: words that could stand for each other in a prompt, such as {colour: [red, blue]}"
+        default_factory=dict,
+        description="for choice: words that could stand for each other in a prompt, such as {colour: [red, blue]};"
+        " for concept: texts that tell what is looked for, and what else it could be, {concept: [...], other: [...]}",
     )
-    head: str | None = Field(default=None, description="for aesthetic: safetensors file of linear layers over the model's image features")
+    head: str | None = Field(
+        default=None, description="for aesthetic, or nsfw: safetensors file of linear layers over the model's image features"
+    )
 
 
 class RuleConfig(Section):

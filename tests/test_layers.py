@@ -14,6 +14,7 @@ DOORS = {  # package -> places that may import it
     "ray": ("jobs/ray_pool.py", "jobs/ray_metrics.py", "jobs/submit.py"),
     "diffusers": ("pipeline/models/",),
     "open_clip": ("pipeline/scorers/", "pipeline/models/demo/"),
+    "nudenet": ("pipeline/scorers/nudenet.py",),
     "torch": ("pipeline/models/", "pipeline/scorers/"),
     "duckdb": ("jobs/query.py", "jobs/query/", "jobs/expression.py", "jobs/serve/rows.py", "jobs/status.py"),
 }

@@ -1,12 +1,14 @@
-"""A linear or multi-layer head over CLIP's image features, from a file of the user's: aesthetics, or whatever it was trained for.
+"""A linear or multi-layer head over CLIP's image features, from a file of the user's: aesthetics, nudity, whatever it was trained for.
 
-Reads the layers of LAION's predictors (https://github.com/christophschuhmann/improved-aesthetic-predictor, saved as
-safetensors): matrices and biases in the order of their numbers, features of length 1 as input. Between the layers there is
-nothing, as there, unless the file's metadata says ``activation: relu``.
+Reads the layers of LAION's predictors (https://github.com/christophschuhmann/improved-aesthetic-predictor and
+https://github.com/LAION-AI/CLIP-based-NSFW-Detector, saved as safetensors): matrices and biases in the order of their numbers, features
+of length 1 as input, from which ``norm.mean`` is taken, over the root of ``norm.variance``, if there are such. Between the layers there
+is nothing, unless the file's metadata says ``activation: relu``, and nothing after them, unless it says ``output: sigmoid``.
 """
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,35 +26,56 @@ class AestheticScorer:
         """Raises ModelError if the head's layers do not fit each other or the model."""
         self.name, self.version = card.name, card.version
         self._clip = ClipScorer(card)
-        self._layers, self._relu = _load(card)
+        self._head = _load(card)
         width = self._clip.texts([""]).shape[-1]
-        shapes = [tuple(weight.shape) for weight, _ in self._layers]
+        shapes = [tuple(weight.shape) for weight, _ in self._head.layers]
         if [inner for _, inner in shapes] != [width, *(outer for outer, _ in shapes[:-1])] or shapes[-1][0] != 1:
             raise ModelError(f"scorers.{card.name}: {card.head} has layers {shapes}; they must lead from {width} features to 1 number")
+        if any(norm.shape not in ((), (width,)) for norm in (self._head.mean, self._head.variance)):
+            raise ModelError(f"scorers.{card.name}: {card.head} has a norm.mean or norm.variance that is not of {width} features")
 
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """uint8 (N, H, W, 3) -> float32 (N,), on the scale that the head was trained on."""
         with torch.inference_mode():
-            hidden = self._clip.images(images_NHWC)
-            for at, (weight, bias) in enumerate(self._layers):
-                hidden = torch.nn.functional.linear(hidden, weight.to(hidden.device), bias.to(hidden.device))
-                if self._relu and at < len(self._layers) - 1:
-                    hidden = hidden.relu()
-            return hidden[:, 0].cpu().numpy().astype(np.float32)
+            return self._head(self._clip.images(images_NHWC)).cpu().numpy().astype(np.float32)
 
 
-def _load(card: ScorerCard) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], bool]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Head:
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+    mean: torch.Tensor
+    variance: torch.Tensor
+    relu: bool
+    sigmoid: bool
+
+    def __call__(self, features_ND: torch.Tensor) -> torch.Tensor:
+        device = features_ND.device
+        hidden = (features_ND - self.mean.to(device)) / self.variance.to(device).sqrt()
+        for at, (weight, bias) in enumerate(self.layers):
+            hidden = torch.nn.functional.linear(hidden, weight.to(device), bias.to(device))
+            if self.relu and at < len(self.layers) - 1:
+                hidden = hidden.relu()
+        return hidden[:, 0].sigmoid() if self.sigmoid else hidden[:, 0]
+
+
+def _load(card: ScorerCard) -> _Head:
     try:
         with safe_open(card.head, framework="pt") as file:
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - no mapping
-            relu = (file.metadata() or {}).get("activation") == "relu"
+            said = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ModelError(f"scorers.{card.name}: {card.head} cannot be read ({error}); copy or download it again") from None
+    mean, variance = tensors.pop("norm.mean", torch.zeros(())), tensors.pop("norm.variance", torch.ones(()))
     names = sorted((name for name in tensors if name.endswith("weight")), key=_numbers)
     layers = [(tensors[name], tensors.get(name.removesuffix("weight") + "bias", torch.zeros(len(tensors[name])))) for name in names]
     if not layers or any(weight.ndim != 2 for weight, _ in layers):
         raise ModelError(f"scorers.{card.name}: {card.head} holds no linear layers; give tensors named NUMBER.weight and NUMBER.bias")
-    return layers, relu
+    unknown = sorted(set(tensors) - set(names) - {name.removesuffix("weight") + "bias" for name in names})
+    if unknown:
+        raise ModelError(f"scorers.{card.name}: {card.head} holds {unknown[0]}, no part of a linear layer; such heads are not read")
+    return _Head(
+        layers=layers, mean=mean, variance=variance, relu=said.get("activation") == "relu", sigmoid=said.get("output") == "sigmoid"
+    )
 
 
 def _numbers(name: str) -> list[int]:

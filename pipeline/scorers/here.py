@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.digests import file_sha256
-from pipeline.scorers.resolve import DEMO, SCORERS, ScorerCard, checked_files, clip_from_hub, resolve_scorer
+from pipeline.scorers.clip_files import DEMO, checked_files, clip_from_hub
+from pipeline.scorers.resolve import SCORERS, ScorerCard, resolve_scorer
 from pipeline.weights import check_blobs, fingerprint
 from schemas.config import ScorerConfig
 from schemas.errors import ModelError
@@ -16,8 +17,9 @@ def on_this_machine(card: ScorerCard, config: ScorerConfig) -> ScorerCard:
     Raises ModelError if files are missing, damaged, or others than those that the card was made from.
     """
     where = f"scorers.{card.name}"
-    if card.type not in SCORERS:
-        _refuse_other(resolve_scorer(card.name, config, base_dir=Path(card.folder or "/")).version, card, f"the class {card.type}", where)
+    if card.type not in SCORERS or card.type == "nudenet":
+        what = "nudenet" if card.type == "nudenet" else f"the class {card.type}"
+        _refuse_other(resolve_scorer(card.name, config, base_dir=Path(card.folder or "/")).version, card, what, where)
         return card
     if card.folder is None:
         return card

@@ -1,43 +1,51 @@
-"""From a scorer's entry in the configuration to a card that says what to load, and its identity.
+"""From a scorer's entry in the configuration to a card that says what to load, and its identity. No torch, but for open_clip's names."""
 
-No torch, except that the published names of open_clip (``ViT-B-32/laion2b_s34b_b79k``) are looked up in open_clip itself.
-"""
-
-import difflib
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.digests import file_sha256
-from pipeline.weights import (
-    PICKLES,
-    PINNED,
-    check_pinned,
-    check_safetensors,
-    fingerprint,
-    hub_snapshot,
-    only_pickles,
-    pickle_refused,
-    read_json,
-)
+from pipeline.scorers.clip_files import DEMO, checked_files, clip_from_hub, meant
+from pipeline.weights import PINNED, check_pinned, check_safetensors, fingerprint, pickle_refused
 from schemas.config import ScorerConfig
 from schemas.errors import ModelError
 
 SCORERS: dict[str, str] = {
     "clip": "pipeline.scorers.clip:ClipScorer",
     "choice": "pipeline.scorers.choice:ChoiceScorer",
+    "concept": "pipeline.scorers.concept:ConceptScorer",
+    "nsfw": "pipeline.scorers.concept:ConceptScorer",
+    "nudenet": "pipeline.scorers.nudenet:NudenetScorer",
     "aesthetic": "pipeline.scorers.aesthetic:AestheticScorer",
     "sharpness": "pipeline.scorers.pixels:Sharpness",
     "entropy": "pipeline.scorers.pixels:Entropy",
     "clipped": "pipeline.scorers.pixels:Clipped",
 }
-DEMO = Path(__file__).parents[1] / "models" / "demo" / "weights" / "clip"
-CONFIG = "open_clip_config.json"
-_PREFERRED = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")  # taken by open_clip before any pickle
-_FROM_HUB = (CONFIG, *_PREFERRED, "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model")
+PIXELS = ("sharpness", "entropy", "clipped")
+NSFW = {
+    "concept": [
+        "a pornographic image",
+        "an explicit photo of a sexual act",
+        "a photo of a naked person",
+        "a photo of exposed breasts",
+        "a photo of exposed genitals",
+        "a nude drawing",
+    ],
+    "other": [
+        "a photo of a person wearing clothes",
+        "a portrait of a person",
+        "a photo of an animal",
+        "a photo of a landscape",
+        "a photo of an object",
+        "a drawing",
+        "a photo",
+    ],
+}
+"""What `nsfw` compares an image with, without a head: nudity and sex, nothing else that may be unfit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,26 +69,25 @@ class ScorerCard:
 
 def resolve_scorer(name: str, config: ScorerConfig, *, base_dir: Path) -> ScorerCard:
     """Find a scorer and check its files. Paths are relative to ``base_dir``. Raises ModelError."""
-    for key, type_ in (("choices", "choice"), ("head", "aesthetic")):
-        if bool(getattr(config, key)) != (config.type == type_):
-            raise ModelError(f"scorers.{name}: {key!r} and the type {type_!r} belong together; give both or neither")
-    if config.type == "clip":
-        return _clip(name, config, base_dir)
-    if config.type == "choice":
-        return _choice(name, config, base_dir)
-    if config.type == "aesthetic":
-        return _aesthetic(name, config, base_dir)
-    if config.type in SCORERS:
-        if config.model:
-            raise ModelError(f"scorers.{name}: {config.type} looks at pixels only; take 'model' out")
-        version = f"{config.type}/1"
-        return ScorerCard(name=name, type=config.type, version=version, target=SCORERS[config.type], model=None, folder=None)
+    _check_keys(name, config)
+    if config.type in _RESOLVERS:
+        return _RESOLVERS[config.type](name, config, base_dir)
     if ":" in config.type:
         return _own(name, config, base_dir)
     raise ModelError(
-        f"scorers.{name}: unknown type {config.type!r}; {_meant(config.type, SCORERS)}"
+        f"scorers.{name}: unknown type {config.type!r}; {meant(config.type, SCORERS)}"
         f"built-in: {', '.join(SCORERS)}; a class of your own is written package.module:Class"
     )
+
+
+def _check_keys(name: str, config: ScorerConfig) -> None:
+    """Keys that a type must have, or must not have."""
+    for key, types in {"choices": ("choice", "concept"), "head": ("aesthetic", "nsfw")}.items():
+        if getattr(config, key) and config.type not in types:
+            raise ModelError(f"scorers.{name}: {key!r} is for the types {' and '.join(types)}, not for {config.type}; take it out")
+    needed = {"choice": "choices", "concept": "choices", "aesthetic": "head"}.get(config.type)
+    if needed and not getattr(config, needed):
+        raise ModelError(f"scorers.{name}: {config.type} needs {needed!r}; see docs/curation.md")
 
 
 def _clip(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
@@ -107,8 +114,7 @@ def _choice(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
     if few:
         raise ModelError(f"scorers.{name}: choices.{few[0]} needs two different words at least")
     card = _clip(name, config, base_dir)
-    digest = hashlib.sha256(json.dumps(config.choices, sort_keys=True).encode()).hexdigest()[:16]
-    version = f"choice/1/{card.version}/sha256:{digest}"
+    version = f"choice/1/{card.version}/sha256:{_digest(config.choices)}"
     return replace(card, type="choice", target=SCORERS["choice"], version=version, choices=config.choices)
 
 
@@ -122,68 +128,62 @@ def _aesthetic(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
     return replace(card, type="aesthetic", target=SCORERS["aesthetic"], version=version, head=str(file.resolve()))
 
 
+def _concept(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
+    texts = config.choices or NSFW
+    if set(texts) != {"concept", "other"} or not all(text.strip() for one in texts.values() for text in one) or not all(texts.values()):
+        raise ModelError(f"scorers.{name}: choices must be two lists of texts, {{concept: [...], other: [...]}}")
+    card = _clip(name, config, base_dir)
+    version = f"{config.type}/1/{card.version}/sha256:{_digest(texts)}"
+    return replace(card, type=config.type, target=SCORERS[config.type], version=version, choices=texts)
+
+
+def _nsfw(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
+    """By a head, if there is one, else by texts."""
+    if config.model == "demo":
+        raise ModelError(f"scorers.{name}: the demo's CLIP knows drawings of shapes only; name another, such as ViT-L-14/laion2b_s32b_b82k")
+    if not config.head:
+        return _concept(name, config, base_dir)
+    card = _aesthetic(name, config, base_dir)
+    return replace(card, type="nsfw", version=card.version.replace("aesthetic/", "nsfw_head/", 1))
+
+
+def _nudenet(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
+    where = f"scorers.{name}"
+    if config.model:
+        raise ModelError(f"{where}: nudenet brings its own weights; take 'model' out")
+    spec = importlib.util.find_spec("nudenet")  # finds the package without importing it
+    if spec is None or spec.origin is None:
+        raise ModelError(f"{where}: nudenet is not installed; pip install 'promptmill[nudenet]' (mind its licence, AGPL-3.0)")
+    weights = Path(spec.origin).with_name("320n.onnx")
+    if not weights.is_file():
+        raise ModelError(f"{where}: {weights.name} is missing from nudenet; pip install --force-reinstall 'nudenet>=3.4.2'")
+    version = f"nudenet/{importlib.metadata.version('nudenet')}/sha256:{file_sha256(weights)[:16]}"
+    return ScorerCard(name=name, type="nudenet", version=version, target=SCORERS["nudenet"], model=None, folder=None)
+
+
+def _pixels(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
+    if config.model:
+        raise ModelError(f"scorers.{name}: {config.type} looks at pixels only; take 'model' out")
+    return ScorerCard(name=name, type=config.type, version=f"{config.type}/1", target=SCORERS[config.type], model=None, folder=None)
+
+
+_RESOLVERS: dict[str, Callable[[str, ScorerConfig, Path], ScorerCard]] = {
+    "clip": _clip,
+    "choice": _choice,
+    "concept": _concept,
+    "nsfw": _nsfw,
+    "nudenet": _nudenet,
+    "aesthetic": _aesthetic,
+    **dict.fromkeys(PIXELS, _pixels),
+}
+
+
 def _card(name: str, config: ScorerConfig, *, version: str, folder: Path) -> ScorerCard:
     return ScorerCard(name=name, type="clip", version=version, target=SCORERS["clip"], model=config.model, folder=str(folder))
 
 
-def clip_from_hub(model: str, *, revision: str | None, where: str) -> Path:
-    """Folder of one of open_clip's published models, downloaded if need be. Imports open_clip. Raises ModelError."""
-    return hub_snapshot(_published_repo(model, where), revision=revision, allow=_FROM_HUB, where=where)
-
-
-def checked_files(folder: Path, where: str) -> list[str]:
-    """Configuration, tokenizer and weight files of an open_clip folder, all checked to be whole. Raises ModelError."""
-    if "model_cfg" not in read_json(folder / CONFIG, where=where):
-        raise ModelError(f"{where}: {CONFIG} has no 'model_cfg'; give a folder in open_clip's own format")
-    weights = _weight_file(folder, where)
-    check_safetensors(folder / weights, where=where)
-    texts = [path.name for path in folder.iterdir() if path.suffix in (".json", ".txt", ".model")]
-    return [*texts, weights]
-
-
-def _weight_file(folder: Path, where: str) -> str:
-    """The file that open_clip will load, which must be a safetensors one."""
-    names = sorted(path.name for path in folder.iterdir())
-    for preferred in _PREFERRED:
-        if preferred in names:
-            return preferred
-    pickled = only_pickles(names)
-    if pickled:
-        raise pickle_refused(where, pickled)
-    found = [name for name in names if name.endswith(".safetensors")]
-    pickles = [name for name in names if name.endswith(PICKLES)]
-    if len(found) == 1 and not pickles:
-        return found[0]
-    if not found:
-        raise ModelError(
-            f"{where}: no weights: {_PREFERRED[0]} is missing; copy or download it again, or use a model that is published as safetensors"
-        )
-    raise ModelError(f"{where}: several weight files ({', '.join(found + pickles)}); rename the one to use to {_PREFERRED[0]}")
-
-
-def _published_repo(model: str, where: str) -> str:
-    """Hub repository of one of open_clip's published names. Imports open_clip, hence torch."""
-    architecture, _, tag = model.partition("/")
-    import open_clip
-
-    published = open_clip.pretrained._PRETRAINED
-    if architecture not in published:
-        raise ModelError(
-            f"{where}: there is no such folder, and open_clip publishes no model {architecture!r};"
-            f" {_meant(architecture, published)}give NAME/PRETRAINED, a local folder, or 'demo'"
-        )
-    source = open_clip.get_pretrained_cfg(architecture, tag) if tag else {}
-    if not source:
-        raise ModelError(
-            f"{where}: open_clip publishes no weights {tag!r} of {architecture}; {_meant(tag, published[architecture])}"
-            f"there are: {', '.join(published[architecture])}"
-        )
-    if not source.get("hf_hub"):
-        raise ModelError(
-            f"{where}: these weights are published as a pickle only, which runs any code that it contains when it is loaded;"
-            " choose weights that are on the hub as safetensors, such as ViT-B-32/laion2b_s34b_b79k"
-        )
-    return "/".join(str(source["hf_hub"]).split("/")[:2])
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _own(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
@@ -201,9 +201,3 @@ def _own(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
     version = f"{config.type}/sha256:{digest}" if config.model is None else f"{config.type}/{config.model}/sha256:{digest}"
     folder = str(base_dir.resolve()) if file.is_file() else None
     return ScorerCard(name=name, type=config.type, version=version, target=config.type, model=config.model, folder=folder)
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    lowered = {one.lower(): one for one in known}
-    found = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.5)
-    return f"did you mean {lowered[found[0]]!r}? " if found else ""

@@ -64,7 +64,7 @@ def test_other_choices_are_another_version_and_mistakes_are_told(clip_folder: Pa
     assert version(type="choice", choices={"a": ["x", "y"]}) != version(type="choice", choices={"a": ["x", "z"]})
     with pytest.raises(ModelError, match=r"choices\.a needs two different words"):
         version(type="choice", choices={"a": ["x", "x"]})
-    with pytest.raises(ModelError, match="'choices' and the type 'choice' belong together"):
+    with pytest.raises(ModelError, match="choice needs 'choices'"):
         version(type="choice")
-    with pytest.raises(ModelError, match="'choices' and the type 'choice' belong together"):
+    with pytest.raises(ModelError, match="'choices' is for the types choice and concept, not for clip; take it out"):
         version(type="clip", choices={"a": ["x", "y"]})
