@@ -3,7 +3,7 @@
 import socket
 import threading
 
-from pipeline.worker import ShardWorker, WorkOrder
+from pipeline.worker import SHARDS_AT_ONCE, ShardWorker, WorkOrder
 from schemas.errors import ModelError
 from schemas.records import ShardResult
 
@@ -37,9 +37,10 @@ class Actor:
         if self._worker:
             self._worker.release(shard_id)
 
-    def pulse(self) -> tuple[int, float]:
-        """Draws sampled so far, and the seconds that the current batch has taken."""
-        return (self._worker.sampled, self._worker.stages.device.busy_seconds) if self._worker else (0, 0.0)
+    def pulse(self) -> tuple[int, float, int]:
+        """Draws sampled so far, the seconds that the current batch has taken, and how many shards to have in flight."""
+        worker = self._worker
+        return (worker.sampled, worker.stages.device.busy_seconds, worker.capacity) if worker else (0, 0.0, SHARDS_AT_ONCE)
 
     def _get(self) -> ShardWorker:
         with self._lock:

@@ -22,7 +22,7 @@ from jobs.actor import Actor
 from jobs.actor_layout import Layout, layout
 from jobs.executor import POLL_SECONDS, Control, Task, TaskQueue
 from jobs.ray_metrics import Metrics
-from pipeline.worker import SHARDS_AT_ONCE, WorkOrder
+from pipeline.worker import SHARDS_AT_ONCE, SHARDS_UNWRITTEN, WorkOrder
 from schemas.config import ExecutorConfig
 from schemas.errors import ConfigError, ModelError, ShardError, UserError
 from schemas.records import ShardResult
@@ -37,6 +37,7 @@ PASSED_ON = (  # settings of the driver that its workers must share; never crede
     "AWS_ENDPOINT_URL_S3",
     "AWS_REGION",
 )
+CALLS_AT_ONCE = SHARDS_AT_ONCE + SHARDS_UNWRITTEN + 2  # of one actor
 RESTART_SECONDS = 0.2  # between two looks at an actor that Ray restarts
 LOOK_SECONDS = 5.0  # between two looks for nodes that have joined
 START_SECONDS = 600  # for an actor to load its models, before the wait is given up
@@ -68,7 +69,7 @@ def call_on_ray(config: ExecutorConfig, cpu_threads: int, function: Callable[...
 
 
 class _Pool:
-    """The driver's loop over actors, each with up to ``SHARDS_AT_ONCE`` shards in flight."""
+    """The driver's loop over actors, each with as many shards in flight as its ``ShardWorker.capacity`` was when it was last asked."""
 
     def __init__(self, order: WorkOrder, shard_ids: Sequence[int], control: Control) -> None:
         self._control = control
@@ -76,13 +77,14 @@ class _Pool:
         self._num_shards = len(shard_ids)
         first = _layout(control.config, control.cpu_threads)
         self._config = control.config.model_copy(update={"gpus_per_actor": first.num_gpus})  # whatever nodes join later
-        remote: Any = ray.remote(Actor).options(max_restarts=-1, max_task_retries=0, max_concurrency=SHARDS_AT_ONCE + 2, **first.share)
+        remote: Any = ray.remote(Actor).options(max_restarts=-1, max_task_retries=0, max_concurrency=CALLS_AT_ONCE, **first.share)
         self._new_actor: Callable[[], Any] = lambda: remote.remote(order)
         self._actors = [self._new_actor() for _ in range(first.count(control.config, self._num_shards))]
         self._lost_loading = 0
         self._loading: dict[Any, int] = {actor.load.remote(): number for number, actor in enumerate(self._actors)}
         self._running: dict[Any, tuple[int, Task]] = {}
         self._in_flight: Counter[int] = Counter()
+        self._capacity: dict[int, int] = {}  # of the actors that said so since they were loaded
         self._releasing: dict[int, Any] = {}  # by actor, the shard that it was asked to put aside
         self._poll_at = 0.0
         self._ready: set[int] = set()
@@ -118,10 +120,11 @@ class _Pool:
 
     def _hand_out(self) -> None:
         """Give each ready actor its next shards; the least busy first."""
-        while self._queue and self._ready and not self._control.stop.is_set():
-            number = min(self._ready, key=lambda n: (self._in_flight[n], n))
-            if self._in_flight[number] >= SHARDS_AT_ONCE:
+        while self._queue and not self._control.stop.is_set():
+            free = [number for number in self._ready if self._in_flight[number] < self._capacity.get(number, SHARDS_AT_ONCE)]
+            if not free:
                 return
+            number = min(free, key=lambda n: (self._in_flight[n], n))
             task = self._queue.take()
             self._running[self._actors[number].run.remote(task.shard_id, task.is_last, task.carefully)] = (number, task)
             self._in_flight[number] += 1
@@ -171,6 +174,7 @@ class _Pool:
         else:
             self._lost_loading = 0
             self._refused.pop(number, None)
+            self._capacity.pop(number, None)
             self._ready.add(number)
             self._control.on_ready(worker, loading, actor=number)
 
@@ -234,7 +238,7 @@ class _Pool:
             for ref in answered:
                 number = self._polls.pop(ref)
                 try:
-                    self._sampled[number], busy_seconds = ray.get(ref)
+                    self._sampled[number], busy_seconds, self._capacity[number] = ray.get(ref)
                     self._kill_if_hung(number, busy_seconds)
                 except RayActorError:
                     self._sampled[number] = 0

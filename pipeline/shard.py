@@ -1,8 +1,8 @@
 """What happens to one shard: sample -> score -> judge -> write. Read this file first.
 
-Sampling and scoring share the device and take turns on it; encoding and hashing of one batch run in threads
-while the next batch is sampled; the last encodings and the writing overlap with the next shard, which
-another thread of the worker has begun.
+Sampling and scoring share the device, which a shard holds until its last batch; encoding and hashing of one batch run in threads
+while the next batch is sampled; the last encodings and the writing overlap with the next shards, which
+other threads of the worker have begun.
 """
 
 import logging
@@ -29,11 +29,13 @@ from schemas.records import Draw, Outcome, Shard, ShardResult
 log = logging.getLogger(__name__)
 
 MAX_WAITING_BATCHES = 2  # sampled batches that wait for an encoder: bounds memory when encoding is slower than sampling
+LOOK_SECONDS = 0.1  # between two looks of a shard that waits for its turn, whether it must stop
 
 
 class Device:
-    """The device of a worker: one batch at a time, and what the worker has learned about it.
+    """The device of a worker: one shard at a time, and what the worker has learned about it.
 
+    Shards that took turns batch by batch would be sampled at the same moment, and the device idle while all of them are written.
     ``batch_size`` is the largest batch that fits its memory, None while all did.
     """
 
@@ -43,13 +45,25 @@ class Device:
         self._since: float | None = None
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
-        with self._lock:
-            self._since = time.monotonic()
-            try:
-                yield
-            finally:
-                self._since = None
+    def turn(self, stop: Callable[[], bool]) -> Iterator[bool]:
+        """Hold the device; or False, if ``stop`` became true while another shard held it."""
+        while not (held := self._lock.acquire(timeout=LOOK_SECONDS)):
+            if stop():
+                break
+        try:
+            yield held
+        finally:
+            if held:
+                self._lock.release()
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Time one batch, by whoever holds the device."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
 
     @property
     def busy_seconds(self) -> float:
@@ -71,6 +85,7 @@ class Stages:
     device: Device = field(default_factory=Device)
     on_batch: Callable[[int, int], None] = lambda shard_id, num_draws: None
     on_stage: Callable[[str, float, float], None] = lambda stage, start_seconds, seconds: None
+    on_write: Callable[[int], None] = lambda num_bytes: None  # images that begin to wait for the store; minus as many once it has them
 
     def get_input(self, sha256: str) -> bytes:
         """Bytes of an input image. Raises RunFolderError."""
@@ -103,7 +118,7 @@ def run_shard(
         raise ShardError(f"shard {shard.shard_id}: all {len(outcomes)} draws failed, the first with {outcomes[0].error}")
     with clock("judge"):
         verdicts = judge(outcomes, stages.config.filter, scorers=[s.name for s in stages.scorers], rankable=_rankable(stages.config))
-    with clock("write"):
+    with clock("write"), _unwritten(outcomes, stages):
         result = commit_shard(
             stages.store,
             shard,
@@ -135,20 +150,21 @@ def _make(shard: Shard, digest: str, stages: Stages, stop: Callable[[], bool], c
     finished = load_partial(stages.store, shard, digest)
     futures: list[Future[list[Outcome]]] = []
     drained = False
-    for batch in plan.batches(shard.draws, stages.config.batch_size):
-        missing = [draw for draw in batch if draw.sample_id not in finished]
-        if not missing:
+    with clock.turn(stages.device, stop) as is_mine:
+        for batch in plan.batches(shard.draws, stages.config.batch_size):
+            missing = [draw for draw in batch if draw.sample_id not in finished]
+            if not missing:
+                stages.on_batch(shard.shard_id, len(batch))
+                continue
+            if drained := not is_mine or stop():
+                break
+            with clock("wait"):
+                if len(futures) > MAX_WAITING_BATCHES:
+                    futures[-1 - MAX_WAITING_BATCHES].result()
+            with stages.device.batch():
+                sampled = _sample_and_score(missing, stages, clock)
+            futures.append(stages.encoders.submit(_timed_encode, sampled, stages.config.output, clock))
             stages.on_batch(shard.shard_id, len(batch))
-            continue
-        if drained := stop():
-            break
-        with clock("wait"):
-            if len(futures) > MAX_WAITING_BATCHES:
-                futures[-1 - MAX_WAITING_BATCHES].result()
-        with clock.waiting(stages.device):
-            sampled = _sample_and_score(missing, stages, clock)
-        futures.append(stages.encoders.submit(_timed_encode, sampled, stages.config.output, clock))
-        stages.on_batch(shard.shard_id, len(batch))
     for future in futures:
         finished |= {outcome.draw.sample_id: outcome for outcome in future.result()}
     return [finished[draw.sample_id] for draw in shard.draws if draw.sample_id in finished], drained
@@ -162,22 +178,33 @@ def _make_carefully(shard: Shard, digest: str, stages: Stages, stop: Callable[[]
     def so_far() -> list[Outcome]:
         return [finished[draw.sample_id] for draw in shard.draws if draw.sample_id in finished]
 
-    for batch in plan.batches(shard.draws, stages.config.batch_size):
-        for group in note.groups([draw for draw in batch if draw.sample_id not in finished]):
-            if stop():
-                suspects.save(stages.store, shard.shard_id, note)
-                return so_far(), True
-            with clock.waiting(stages.device):
-                if note.is_condemned(group[0]):
-                    sampled = [_killer(group[0], stages)]
-                else:
-                    suspects.save(stages.store, shard.shard_id, note, trying=group)
-                    sampled = _sample_and_score(group, stages, clock)
-                finished |= {outcome.draw.sample_id: outcome for outcome in _timed_encode(sampled, stages.config.output, clock)}
-                save_partial(stages.store, shard.shard_id, so_far(), digest)
-        stages.on_batch(shard.shard_id, len(batch))
+    with clock.turn(stages.device, stop) as is_mine:
+        for batch in plan.batches(shard.draws, stages.config.batch_size):
+            for group in note.groups([draw for draw in batch if draw.sample_id not in finished]):
+                if not is_mine or stop():
+                    suspects.save(stages.store, shard.shard_id, note)
+                    return so_far(), True
+                with stages.device.batch():
+                    if note.is_condemned(group[0]):
+                        sampled = [_killer(group[0], stages)]
+                    else:
+                        suspects.save(stages.store, shard.shard_id, note, trying=group)
+                        sampled = _sample_and_score(group, stages, clock)
+                    finished |= {outcome.draw.sample_id: outcome for outcome in _timed_encode(sampled, stages.config.output, clock)}
+                    save_partial(stages.store, shard.shard_id, so_far(), digest)
+            stages.on_batch(shard.shard_id, len(batch))
     suspects.save(stages.store, shard.shard_id, note)
     return so_far(), False
+
+
+@contextmanager
+def _unwritten(outcomes: Sequence[Outcome], stages: Stages) -> Iterator[None]:
+    num_bytes = sum(len(outcome.image) for outcome in outcomes if outcome.image is not None)
+    stages.on_write(num_bytes)
+    try:
+        yield
+    finally:
+        stages.on_write(-num_bytes)
 
 
 def _killer(draw: Draw, stages: Stages) -> Sampled:
@@ -272,12 +299,12 @@ class _Clock:
             self._add(stage, start)
 
     @contextmanager
-    def waiting(self, device: Device) -> Iterator[None]:
-        """Hold the device; the wait for it counts as ``wait``."""
+    def turn(self, device: Device, stop: Callable[[], bool]) -> Iterator[bool]:
+        """As ``Device.turn``; the wait for it counts as ``wait``."""
         start = time.perf_counter()
-        with device():
+        with device.turn(stop) as is_mine:
             self._add("wait", start)
-            yield
+            yield is_mine
 
     def split(self, stage: str, parts: Mapping[str, float]) -> None:
         """Count parts of a stage by themselves."""

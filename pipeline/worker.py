@@ -28,7 +28,9 @@ from schemas import layout
 from schemas.config import JobConfig
 from schemas.records import ShardResult
 
-SHARDS_AT_ONCE = 2  # one samples while the other's last images are encoded and written
+SHARDS_AT_ONCE = 2  # one samples while the other's last images are encoded and written, or while it waits for its turn
+SHARDS_UNWRITTEN = 6  # further ones, for as many as wait for a slow store; while they are
+UNWRITTEN_BYTES = 512 * 1024**2  # at the most, of images; the shard that goes over it is the last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,7 @@ class WorkOrder:
 
 
 class ShardWorker:
-    """Holds the models of one process. ``run`` may be called from ``SHARDS_AT_ONCE`` threads.
+    """Holds the models of one process. ``run`` may be called from ``capacity`` threads.
 
     ``loading`` are the seconds that model and scorers took, with the import of their libraries.
     """
@@ -60,6 +62,7 @@ class ShardWorker:
         self._lock = threading.Lock()
         self._to_sample: dict[int, int] = {}  # by shard, draws that are not sampled yet
         self._released: set[int] = set()
+        self._unwritten_bytes = 0
         self.sampled = 0
         cards = [on_this_machine(card, config.scorers[card.name]) for card in order.scorers]  # before anything large is loaded
         times = [time.perf_counter()]
@@ -79,6 +82,7 @@ class ShardWorker:
             worker=worker,
             on_batch=self._count,
             on_stage=self._timeline.add,
+            on_write=self._count_bytes,
         )
         self._plan = plan.PlanReader(self._stages.store)
 
@@ -86,6 +90,13 @@ class ShardWorker:
     def stages(self) -> Stages:
         """What the worker keeps loaded."""
         return self._stages
+
+    @property
+    def capacity(self) -> int:
+        """How many shards to give it at a time: more while some wait for the store, as long as the buffer lasts."""
+        with self._lock:
+            unwritten = sum(left == 0 for left in self._to_sample.values()) if self._unwritten_bytes < UNWRITTEN_BYTES else 0
+        return SHARDS_AT_ONCE + min(unwritten, SHARDS_UNWRITTEN)
 
     def run(self, shard_id: int, *, keep_failures: bool = True, carefully: bool = False) -> ShardResult:
         """Make and commit one shard of the plan; carefully if a worker died over it."""
@@ -123,6 +134,10 @@ class ShardWorker:
         with self._lock:
             self.sampled += num_draws
             self._to_sample[shard_id] = self._to_sample.get(shard_id, num_draws) - num_draws
+
+    def _count_bytes(self, num_bytes: int) -> None:
+        with self._lock:
+            self._unwritten_bytes += num_bytes
 
 
 def _profiled(model: ImageModel, store: Store, worker: str) -> ImageModel:

@@ -27,8 +27,8 @@ from typing import Any
 import obstore
 from obstore.exceptions import GenericError
 
-import jobs.local
 import jobs.run_dir
+import pipeline.worker
 from jobs.run import run
 from jobs.run_dir import RunDir
 from jobs.verify import verify
@@ -195,7 +195,7 @@ def main() -> None:
     place, how = sys.argv[1], sys.argv[2]
     spoil(sys.argv[4] if "--broken" in sys.argv else None)
     logging.disable(logging.CRITICAL)
-    jobs.local.SHARDS_AT_ONCE = 1
+    pipeline.worker.SHARDS_AT_ONCE = 1
     code, said = in_child(lambda: make(f"{place}/whole") and [digest(f"{place}/whole"), sorted(sys.modules)])
     assert code == 0, said
     reference, modules = said

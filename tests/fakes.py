@@ -22,9 +22,10 @@ from pipeline.inputs import Conditions
 from pipeline.models.base import Generated
 from pipeline.models.resolve import ModelCard
 from pipeline.scorers.resolve import ScorerCard, resolve_scorer
+from pipeline.store import LocalStore
 from schemas.config import JobConfig, ModelConfig, SamplingConfig
 from schemas.config_load import parse
-from schemas.errors import ModelError
+from schemas.errors import ModelError, RunFolderError
 from schemas.records import Draw, Outcome
 
 LOADER = "tests.fakes:load_fake"
@@ -123,7 +124,6 @@ DEATHS = ("sample", "score", "encode", "before images", "between the files", "be
 def load_mortal(card: ModelCard, config: ModelConfig) -> FakeModel:
     """A model whose process is killed with -9 at each step of DEATHS, once each in a run."""
     from pipeline import shard
-    from pipeline.store import LocalStore
 
     def die(step: str | None) -> None:
         with contextlib.suppress(FileExistsError):
@@ -145,6 +145,33 @@ def load_mortal(card: ModelCard, config: ModelConfig) -> FakeModel:
     model = FakeModel()
     model.generate = before("sample", model.generate)
     return model
+
+
+class GatedStore(LocalStore):
+    """A folder whose ``images`` are published once the file PROMPTMILL_TEST_GATE is there; those that wait are files beside it.
+
+    Shard 3 is refused if the gate says so.
+    """
+
+    def put(self, name: str, data: bytes) -> None:
+        gate = Path(os.environ["PROMPTMILL_TEST_GATE"])
+        if name.startswith("images/"):
+            gate.with_suffix(f".{Path(name).stem}").touch()
+            until = time.monotonic() + 60
+            while not gate.exists():
+                assert time.monotonic() < until, "the gate stays closed"
+                time.sleep(0.02)
+            if name == "images/00003.parquet" and gate.read_text() == "refuse":
+                raise RunFolderError(f"{name}: refused")
+        super().put(name, data)
+
+
+def load_before_a_gate(card: ModelCard, config: ModelConfig) -> FakeModel:
+    """A model whose images go to a GatedStore."""
+    from pipeline import worker
+
+    worker.open_store = GatedStore
+    return FakeModel()
 
 
 def load_where_it_may(card: ModelCard, config: ModelConfig) -> FakeModel:

@@ -25,7 +25,7 @@ from jobs.bench import machine
 from jobs.executor import Control
 from jobs.run_dir import RunDir
 from pipeline import plan
-from pipeline.worker import ShardWorker, WorkOrder
+from pipeline.worker import SHARDS_AT_ONCE, ShardWorker, WorkOrder
 from schemas import layout
 from schemas.config import ExecutorConfig
 from schemas.records import ShardResult
@@ -144,9 +144,9 @@ class Instant:
     def release(self, shard_id: int) -> None:
         """Nothing is put aside."""
 
-    def pulse(self) -> tuple[int, float]:
-        """Nothing is sampled."""
-        return 0, 0.0
+    def pulse(self) -> tuple[int, float, int]:
+        """Nothing is sampled, and nothing waits for a store."""
+        return 0, 0.0, SHARDS_AT_ONCE
 
 
 class Sleeping(Instant):

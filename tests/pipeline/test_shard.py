@@ -1,7 +1,9 @@
 """One shard from draws to committed files: what is in them, in what order, and what a stop leaves."""
 
+import itertools
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -145,19 +147,33 @@ def test_a_draw_made_again_alone_has_the_same_bytes(tmp_path: Path) -> None:
 def test_shards_of_one_worker_take_turns_on_the_device(tmp_path: Path) -> None:
     shared = stages(tmp_path)
     busy = threading.Lock()
+    seeds: list[int] = []
 
     class OneAtATime(FakeModel):
         def generate(self, draws, conditions=()):
             assert busy.acquire(blocking=False)
+            seeds.append(draws[0].seed)
+            time.sleep(0.002)  # for the others to come and ask for the device
             try:
                 return super().generate(draws, conditions)
             finally:
                 busy.release()
 
     shared = replace(shared, model=OneAtATime())
-    shards = [replace(GOOD, shard_id=n) for n in range(6)]
+    shards = [Shard(shard_id=n, draws=tuple(make_draw(10 * n + m) for m in range(10))) for n in range(6)]
     with ThreadPoolExecutor(2) as pool:
         assert all(result.failed == 0 for result in pool.map(lambda shard: run_shard(shard, shared, stop=never), shards))
+    turns = [shard for shard, _ in itertools.groupby(seeds, lambda seed: seed // 10)]
+    assert sorted(turns) == list(range(6)), "each is sampled in one go, so that it is written while the next one is sampled"
+
+
+def test_a_shard_that_waits_for_the_device_can_be_stopped(tmp_path: Path) -> None:
+    shared = stages(tmp_path)
+    with shared.device.turn(never):  # another shard's
+        result = run_shard(GOOD, shared, stop=lambda: True)
+    assert result.drained
+    assert shared.model.calls == []  # type: ignore[attr-defined]
+    assert not run_shard(GOOD, shared, stop=never).drained
 
 
 def test_the_parts_that_a_model_times_are_stages_of_their_own(tmp_path: Path) -> None:
