@@ -1,4 +1,4 @@
-"""How a run looks while it goes on: one live line on a terminal, plain lines elsewhere. Always on stderr."""
+"""How a command looks while it goes on: one live line on a terminal, plain lines elsewhere. Always on stderr."""
 
 import time
 from collections.abc import Iterator
@@ -15,10 +15,14 @@ PLAIN_SECONDS = 10.0
 
 
 class Display(Protocol):
-    """What a run tells the user."""
+    """What a command tells the user."""
 
     def tally(self, tally: Tally) -> None:
         """New counts."""
+        ...
+
+    def count(self, what: str, done: int, total: int) -> None:
+        """How many of so many shards, files, images are done."""
         ...
 
     def message(self, text: str) -> None:
@@ -51,6 +55,9 @@ class _Live:
             tally=tally,
         )
 
+    def count(self, what: str, done: int, total: int) -> None:
+        self._progress.update(self._task, description=what, total=total, completed=done)
+
     def message(self, text: str) -> None:
         self._progress.console.print(text, markup=False, highlight=False)
 
@@ -61,7 +68,7 @@ class _Counts(ProgressColumn):
     def render(self, task: Task) -> Text:
         tally = task.fields.get("tally")
         if tally is None:
-            return Text("")
+            return Text(f"{int(task.completed):,}/{task.total:,}" if task.total else "")
         return Text.assemble(
             f"{_drawn(tally):,}/{tally.planned:,}  ",
             (f"{rate(tally):.1f} images/s", "bold"),
@@ -81,16 +88,26 @@ class _Plain:
         self._last = time.monotonic()
 
     def tally(self, tally: Tally) -> None:
-        if time.monotonic() - self._last < PLAIN_SECONDS:
+        if not self._due():
             return
-        self._last = time.monotonic()
         self.message(
             f"{_drawn(tally)}/{tally.planned} draws, {rate(tally):.2f} images/s, ETA {eta(tally)}, {tally.accepted} accepted,"
             f" {tally.rejected} rejected, {tally.failed} failed, {tally.workers} workers"
         )
 
+    def count(self, what: str, done: int, total: int) -> None:
+        if self._due():
+            self.message(f"{done:,}/{total:,} {what}")
+
     def message(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _due(self) -> bool:
+        """Whether the last line was printed ten seconds ago."""
+        if time.monotonic() - self._last < PLAIN_SECONDS:
+            return False
+        self._last = time.monotonic()
+        return True
 
 
 def rate(tally: Tally) -> float:

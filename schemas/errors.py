@@ -8,7 +8,8 @@
     │   ├── PromptError      the prompt source
     │   ├── ModelError       a model or scorer that is missing, corrupt, unsafe or unsuited
     │   ├── RunFolderError   the output folder: another job's, not writable, damaged
-    │   └── QueryError       SQL that is wrong or not allowed
+    │   ├── QueryError       SQL that is wrong or not allowed
+    │   └── ExportError      a dataset that cannot be signed or pushed
     └── ShardError           one shard could not be made; the executor decides about a retry
 
 Anything else that escapes is a bug and keeps its traceback.
@@ -42,6 +43,10 @@ class RunFolderError(UserError):
 
 class QueryError(UserError):
     """A query is wrong, reaches outside the run, or would write."""
+
+
+class ExportError(UserError):
+    """An exported dataset cannot be signed or sent as it stands."""
 
 
 class ShardError(PromptmillError):
