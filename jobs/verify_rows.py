@@ -16,6 +16,7 @@ from jobs.run_dir import RunDir
 from schemas import layout
 from schemas.errors import RunFolderError
 from schemas.records import Draw, Marker, Outcome
+from schemas.tables import draw_from_row
 
 AGAIN = "delete {marker} and run the same command again"
 REMAKE_AT_ONCE = 64  # images that are made again before they are compared; bounds memory
@@ -41,7 +42,7 @@ class Problem:
 def image_problem(image: dict[str, Any], row: dict[str, Any]) -> str | None:
     """What is wrong with a row of the image table, given its row of the metadata table."""
     sample_id, data = row["sample_id"], image["image"]["bytes"]
-    if image["text"] != row["prompt"]:
+    if image["text"] != draw_from_row(row).words:
         return f"text of {sample_id} is not its prompt"
     found = hashlib.sha256(data).hexdigest()
     if not found == image["sha256"] == row["image_sha256"]:

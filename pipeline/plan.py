@@ -64,6 +64,7 @@ def expand(
             steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
             guidance_rescale=sampling.guidance_rescale or None,
+            prompt_weighting=sampling.prompt_weighting or None,
             strength=sampling.strength or STRENGTH.get(sampling.mode),
             width=sampling.width,
             height=sampling.height,

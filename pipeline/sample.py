@@ -126,7 +126,7 @@ def _sampled(draw: Draw, generated: Generated, index: int, batch_size: int, atte
 
 def _score(scorer: Scorer, made: Sequence[Sampled], batch_size: int) -> None:
     images = _filled([one.image_HWC for one in made], batch_size)
-    prompts = [one.draw.prompt for one in made]
+    prompts = [one.draw.words for one in made]
     values = scorer.score(np.stack(images), _filled(prompts, batch_size))  # type: ignore[arg-type]
     cut = scorer.truncates(prompts) if isinstance(scorer, TextScorer) else [None] * len(made)
     for index, one in enumerate(made):

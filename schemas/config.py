@@ -378,6 +378,11 @@ class SamplingConfig(Section):
     )
     control_scale: float = Field(default=1.0, ge=0, le=10, description="for control: weight of the ControlNet (Zhang et al. 2023)")
     negative_prompt: str = Field(default="", description="used where a prompt brings none of its own")
+    prompt_weighting: bool = Field(
+        default=False,
+        description="read (word:1.3), (word) and [word] in prompts as weights, and prompts of any length, not just the 77 tokens that"
+        " CLIP takes at once; for Stable Diffusion 1, 2 and XL; see docs/prompts.md",
+    )
     batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
         default=8,
         description="images per call of the model; short batches are padded, so that every image sees the same shape."

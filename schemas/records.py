@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 from schemas.modes import Role
+from schemas.prompt_weights import words
 from schemas.seeds import sample_id
 
 
@@ -80,11 +81,16 @@ class Draw:
     control_scale: float | None = None
     input_transform: str | None = None
     guidance_rescale: float | None = None
+    prompt_weighting: bool | None = None
 
     def identity(self) -> dict[str, object]:
         """All fields that decide the image; label and tags do not. A draw without what came later keeps its id."""
-        later = () if self.guidance_rescale else ("guidance_rescale",)
-        return {name: getattr(self, name) for name in _IDENTITY if name not in later}
+        return {name: value for name in _IDENTITY if (value := getattr(self, name)) or name not in _LATER}
+
+    @property
+    def words(self) -> str:
+        """The prompt without the brackets of weights: what a scorer or a caption is to say."""
+        return words(self.prompt) if self.prompt_weighting else self.prompt
 
     @property
     def sample_id(self) -> str:
@@ -95,9 +101,10 @@ class Draw:
     def call_key(self) -> tuple[object, ...]:
         """Draws that share it can go through the sampler in one batch."""
         how = (self.mode, self.loras, self.scheduler, self.steps, self.guidance_scale, self.width, self.height)
-        return (*how, self.guidance_rescale, self.strength, self.control_scale, self.input_transform)
+        return (*how, self.guidance_rescale, self.prompt_weighting, self.strength, self.control_scale, self.input_transform)
 
 
+_LATER = ("guidance_rescale", "prompt_weighting")
 _IDENTITY = tuple(field.name for field in fields(Draw) if field.name not in ("label", "tags"))
 
 

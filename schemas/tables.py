@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from schemas.records import Draw, Outcome, Verdict
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 
 _TEXT, _INT, _BOOL = pa.string(), pa.int32(), pa.bool_()
 _TAGS = pa.map_(pa.string(), pa.string())
@@ -40,6 +40,7 @@ _DRAW: list[tuple[str, pa.DataType, bool, str]] = [  # name, type, nullable, mea
     ("steps", _INT, False, "denoising steps"),
     ("guidance_scale", pa.float64(), False, "classifier-free guidance scale"),
     ("guidance_rescale", pa.float64(), True, "share by which the guided prediction is scaled back to the contrast of the unguided one"),
+    ("prompt_weighting", _BOOL, True, "brackets of the prompt are weights, as in (red:1.3); null: they are characters"),
     ("strength", pa.float64(), True, "share of the noise schedule that is run over the init image, 0 to 1"),
     ("width", _INT, False, "pixels"),
     ("height", _INT, False, "pixels"),
@@ -113,7 +114,7 @@ def images_schema() -> pa.Schema:
     columns = [
         ("sample_id", _TEXT, False, "key into the metadata table"),
         ("image", _IMAGE, True, "encoded bytes and a file name; never null, but `datasets` decodes only a nullable column"),
-        ("text", _TEXT, False, "the prompt, as the caption that training scripts read"),
+        ("text", _TEXT, False, "the prompt, without weights, as the caption that training scripts read"),
         ("sha256", _TEXT, False, "sha256 of the encoded image"),
     ]
     features = {
@@ -179,6 +180,6 @@ def image_row(outcome: Outcome, image_format: str) -> dict[str, Any]:
     return {
         "sample_id": outcome.draw.sample_id,
         "image": {"bytes": outcome.image, "path": path},
-        "text": outcome.draw.prompt,
+        "text": outcome.draw.words,
         "sha256": outcome.image_sha256,
     }

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from schemas.prompt_weights import words
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
@@ -32,6 +34,11 @@ class Item:
     data: bytes
     label: str | None
     row: dict[str, Any]
+
+    @property
+    def caption(self) -> str:
+        """The prompt, without weights."""
+        return words(self.row["prompt"]) if self.row["prompt_weighting"] else self.row["prompt"]
 
 
 class Writer(Protocol):

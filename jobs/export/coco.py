@@ -34,7 +34,7 @@ class CocoCaptions:
         separator = ",\n" if number > 1 else "\n"
         image = {"id": number, "file_name": item.name, **item.row}
         self._images[item.split].write(separator + json.dumps(image, allow_nan=False))
-        caption = {"id": number, "image_id": number, "caption": item.row["prompt"]}
+        caption = {"id": number, "image_id": number, "caption": item.caption}
         self._captions[item.split].write(separator + json.dumps(caption))
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ class WebDataset:
     def add(self, item: Item) -> None:
         tar = self._open[item.split]
         key, _, extension = item.name.partition(".")
-        parts = {extension: item.data, "txt": item.row["prompt"].encode(), "json": json.dumps(item.row, allow_nan=False).encode()}
+        parts = {extension: item.data, "txt": item.caption.encode(), "json": json.dumps(item.row, allow_nan=False).encode()}
         if item.label is not None:
             parts["cls"] = str(self._numbers[item.label]).encode()
         for ending, data in parts.items():

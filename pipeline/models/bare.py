@@ -34,7 +34,7 @@ class BareLoop:
             batch = draws[i : i + batch_size]
             images_NHWC = self.draw(batch)
             for scorer in scorers:
-                scorer.score(images_NHWC, [draw.prompt for draw in batch])
+                scorer.score(images_NHWC, [draw.words for draw in batch])
         return len(draws) / (time.perf_counter() - started)
 
     def draw(self, draws: Sequence[Draw]) -> np.ndarray:
@@ -44,7 +44,7 @@ class BareLoop:
             self._pipe.scheduler = make_scheduler(first.scheduler, self._pipe.scheduler.config)
         torch.set_num_threads(self._threads)
         images = self._pipe(
-            prompt=[draw.prompt for draw in draws],
+            prompt=[draw.words for draw in draws],
             negative_prompt=[draw.negative_prompt for draw in draws],
             num_inference_steps=first.steps,
             guidance_scale=first.guidance_scale,

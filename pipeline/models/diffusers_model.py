@@ -78,6 +78,8 @@ class DiffusersModel:
         """Images of the draws, in order, in one call of the pipeline; or in one each where neighbours would change an image."""
         if len(draws) > 1 and self._needs_to_be_alone:
             return _joined([self.generate([draw], conditions[number : number + 1]) for number, draw in enumerate(draws)])
+        if len(set(windows := [self._windows(draw) for draw in draws])) > 1:
+            return self._by_length(draws, conditions, windows)
         first = draws[0]
         generators = [torch.Generator("cpu").manual_seed(draw.seed) for draw in draws]
         self._use(self._seeded_scheduler(first.scheduler, generators))
@@ -103,6 +105,20 @@ class DiffusersModel:
             output = self._pipe(**accepted(self._pipe.__call__, arguments))
         made = self._generated(draws, np.asarray(output[0], dtype=np.float32), latents.finite(len(draws)), _flags(output, len(draws)))
         return replace(made, images_NHWC=with_kept_pixels(made.images_NHWC, conditions))
+
+    def _windows(self, draw: Draw) -> int:
+        """How many windows of the text encoder a draw's texts fill; 0 where weights are not read."""
+        return self._encoder.windows([draw.prompt, draw.negative_prompt]) if draw.prompt_weighting else 0
+
+    def _by_length(self, draws: Sequence[Draw], conditions: Sequence[Conditions], windows: Sequence[int]) -> Generated:
+        """A call for each number of windows, filled up: how long its neighbours' prompts are, and how many, changes no image."""
+        made: dict[int, Generated] = {}
+        for wanted in set(windows):
+            numbers = [number for number, found in enumerate(windows) if found == wanted]
+            filled = numbers + numbers[:1] * (len(draws) - len(numbers))
+            whole = self.generate([draws[number] for number in filled], [conditions[number] for number in filled] if conditions else ())
+            made |= {number: _only(whole, place) for place, number in enumerate(numbers)}
+        return _joined([made[number] for number in range(len(draws))])
 
     @property
     def _needs_to_be_alone(self) -> bool:
@@ -163,7 +179,7 @@ class DiffusersModel:
         negatives = [draw.negative_prompt or None for draw in draws]
         distilled, guided = self._guidance(scale, any(negatives))
         if self._encoder.supported:
-            texts: dict[str, Any] = dict(self._encoder.batch(prompts, negatives if guided else None))
+            texts: dict[str, Any] = dict(self._encoder.batch(prompts, negatives if guided else None, num_windows=self._windows(draws[0])))
         else:
             texts = {"prompt": prompts} | ({"negative_prompt": [text or "" for text in negatives]} if guided else {})
         if "true_cfg_scale" in self._takes:
@@ -199,16 +215,28 @@ class DiffusersModel:
         return scheduler
 
     def _generated(self, draws: Sequence[Draw], images_NHWC: np.ndarray, finite: np.ndarray, flags: list[bool | None]) -> Generated:
-        counts = [self._tokens.count(draw.prompt) for draw in draws]
+        counts = [self._tokens.count(draw.words) for draw in draws]
         pixels_finite = np.isfinite(images_NHWC).all(axis=(1, 2, 3))
         clean = np.nan_to_num(images_NHWC, nan=0.0, posinf=1.0, neginf=0.0)
         return Generated(
             images_NHWC=(clean * 255).round().clip(0, 255).astype(np.uint8),
             finite=finite & pixels_finite,
             prompt_tokens=[tokens for tokens, _ in counts],
-            prompt_truncated=[truncated for _, truncated in counts],
+            prompt_truncated=[truncated and not draw.prompt_weighting for draw, (_, truncated) in zip(draws, counts, strict=True)],
             safety_flagged=flags,
         )
+
+
+def _only(made: Generated, place: int) -> Generated:
+    """A batch of the one at that place."""
+    here = slice(place, place + 1)
+    return Generated(
+        images_NHWC=made.images_NHWC[here],
+        finite=made.finite[here],
+        prompt_tokens=made.prompt_tokens[here],
+        prompt_truncated=made.prompt_truncated[here],
+        safety_flagged=made.safety_flagged[here],
+    )
 
 
 def _joined(each: Sequence[Generated]) -> Generated:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from pipeline.models.weighted_prompts import WeightedReader
+
 Embeddings = dict[str, torch.Tensor]
 
 _CAPACITY_BYTES = 256 * 2**20  # SDXL's take 0.6 MB a text in float32, T5's 5 MB
@@ -26,7 +28,8 @@ class PromptEncoder:
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
         self._returns = _returns(pipe)
-        self._kept: OrderedDict[str, Embeddings] = OrderedDict()
+        self._reader = WeightedReader(pipe)
+        self._kept: OrderedDict[tuple[str, int], Embeddings] = OrderedDict()
         self._kept_bytes = 0
 
     @property
@@ -34,27 +37,36 @@ class PromptEncoder:
         """Whether embeddings can be handed to the pipeline; else it takes the texts themselves."""
         return self._returns is not None
 
-    def batch(self, prompts: Sequence[str], negatives: Sequence[str | None] | None) -> Embeddings:
-        """Arguments of ``__call__``: embeddings of the texts, stacked along the batch. No negatives without guidance."""
-        stacked = _stacked([self._one(prompt) for prompt in prompts])
+    def batch(self, prompts: Sequence[str], negatives: Sequence[str | None] | None, *, num_windows: int = 0) -> Embeddings:
+        """Arguments of ``__call__``: embeddings of the texts, stacked along the batch. No negatives without guidance.
+
+        With ``num_windows`` weights are read, and so many windows filled: at least as many as each text has.
+        """
+        stacked = _stacked([self._one(prompt, num_windows) for prompt in prompts])
         if negatives is not None:
-            stacked |= {f"negative_{name}": value for name, value in _stacked([self._negative(text) for text in negatives]).items()}
+            each = [self._negative(text, num_windows) for text in negatives]
+            stacked |= {f"negative_{name}": value for name, value in _stacked(each).items()}
         return stacked
 
-    def _negative(self, text: str | None) -> Embeddings:
-        one = self._one(text or "")
+    def windows(self, texts: Sequence[str]) -> int:
+        """How many windows of the text encoder the longest of them fills."""
+        return max(self._reader.windows(text) for text in texts)
+
+    def _negative(self, text: str | None, num_windows: int) -> Embeddings:
+        one = self._one(text or "", num_windows)
         if text is None and getattr(self._pipe.config, "force_zeros_for_empty_prompt", False):  # as SDXL was trained
             return {name: torch.zeros_like(value) for name, value in one.items()}
         return one
 
-    def _one(self, text: str) -> Embeddings:
-        if text not in self._kept:
-            self._kept[text] = self._encode(text)
-            self._kept_bytes += _num_bytes(self._kept[text])
+    def _one(self, text: str, num_windows: int) -> Embeddings:
+        key = (text, num_windows)
+        if key not in self._kept:
+            self._kept[key] = self._reader.encode(text, num_windows) if num_windows else self._encode(text)
+            self._kept_bytes += _num_bytes(self._kept[key])
             while self._kept_bytes > _CAPACITY_BYTES and len(self._kept) > 1:
                 self._kept_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
-        self._kept.move_to_end(text)
-        return self._kept[text]
+        self._kept.move_to_end(key)
+        return self._kept[key]
 
     def _encode(self, text: str) -> Embeddings:
         wanted = {

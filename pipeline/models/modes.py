@@ -67,6 +67,21 @@ RESCALES_GUIDANCE = frozenset(
 )
 """Pipelines that take a guidance_rescale."""
 
+WEIGHS_PROMPTS = frozenset(
+    {
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionUpscalePipeline",
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLControlNetPipeline",
+    }
+)
+"""Pipelines whose only text encoders are CLIP's, and which take embeddings: ``pipeline.models.weighted_prompts`` reads for them."""
+
 INPAINTING_CHANNELS = (4, 9)
 """Input channels of the U-Nets that the pipelines of diffusers can inpaint with: blended latents, or mask and image as channels."""
 

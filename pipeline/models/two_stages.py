@@ -10,6 +10,7 @@ from dataclasses import replace
 from pipeline.inputs import Conditions
 from pipeline.models.base import Generated
 from pipeline.models.diffusers_model import DiffusersModel
+from pipeline.models.modes import WEIGHS_PROMPTS
 from pipeline.models.resolve import ModelCard, second_stage_config
 from schemas.config import ModelConfig
 from schemas.records import Draw
@@ -25,6 +26,7 @@ class TwoStages:
         assert config.second_stage is not None
         self.name, self.revision = card.name, card.revision
         self._stage, self._scale = config.second_stage, card.second_stage.input_scale
+        self._second_weighs = card.second_stage.pipeline_class in WEIGHS_PROMPTS
         self._first = DiffusersModel(replace(card, second_stage=None), config)
         self._second = DiffusersModel(card.second_stage, second_stage_config(config), self._first)
 
@@ -44,6 +46,8 @@ class TwoStages:
 
     def _second_draw(self, draw: Draw) -> Draw:
         stage = self._stage
+        if not self._second_weighs:
+            draw = replace(draw, prompt=draw.words, prompt_weighting=None)
         return replace(
             draw,
             mode=stage.mode,
