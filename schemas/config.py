@@ -435,13 +435,13 @@ class ScorerConfig(Section):
 
     type: str = Field(
         default="clip",
-        description="clip, choice, concept, aesthetic, nsfw, nudenet, sharpness, entropy, clipped (see docs/curation.md), or"
-        " package.module:Class",
+        description="clip, choice, concept, aesthetic, nsfw, nudenet, pickscore, hpsv2, vqascore, sharpness, entropy, clipped"
+        " (see docs/curation.md), or package.module:Class",
     )
     model: str | None = Field(
         default=None,
         description="for clip, choice, concept, aesthetic and nsfw: 'demo', NAME/PRETRAINED of open_clip (ViT-B-32/laion2b_s34b_b79k), or"
-        " a local folder",
+        " a local folder; for pickscore and vqascore: a transformers folder or a hub name; for hpsv2: the file of its weights",
     )
     choices: dict[str, list[str]] = Field(
         default_factory=dict,

@@ -4,7 +4,8 @@ The plain cosine, in float32, in [-1, 1]: not times 100 (torchmetrics), not 2.5 
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,22 +20,37 @@ from schemas.errors import ModelError
 _CAPACITY = 4096  # text features kept, a few kB each
 
 
-class ClipScorer:
-    """One open_clip model from a local folder. Each prompt is encoded once and alone, each image by itself."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipParts:
+    """What a CLIP score takes: a model of open_clip, its tokenizer, and how images are made to fit it."""
 
-    def __init__(self, card: ScorerCard) -> None:
-        """Load onto the GPU if there is one. Raises ModelError if the folder's parts do not fit together."""
+    model: Any
+    tokenizer: Any
+    settings: open_clip.transform.PreprocessCfg
+
+
+def from_folder(card: ScorerCard, device: str) -> ClipParts:
+    """The parts in a folder of open_clip's own format. Raises ModelError if they do not fit together."""
+    source = f"local-dir:{card.folder}"
+    try:
+        model: Any = open_clip.create_model(source, precision="fp32", device=device, require_pretrained=True)
+        tokenizer: Any = open_clip.get_tokenizer(source)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"scorers.{card.name}: {card.model} cannot be loaded ({reason}); copy or download it again") from error
+    return ClipParts(model=model, tokenizer=tokenizer, settings=open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg))
+
+
+class ClipScorer:
+    """One open_clip model. Each prompt is encoded once and alone, each image by itself."""
+
+    def __init__(self, card: ScorerCard, *, load: Callable[[ScorerCard, str], ClipParts] = from_folder) -> None:
+        """Load onto the GPU if there is one. Raises ModelError as ``load`` does."""
         self.name, self.version = card.name, card.version
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        source = f"local-dir:{card.folder}"
-        try:
-            self._model: Any = open_clip.create_model(source, precision="fp32", device=self._device, require_pretrained=True).eval()
-            self._tokenizer: Any = open_clip.get_tokenizer(source)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ModelError(f"scorers.{card.name}: {card.model} cannot be loaded ({reason}); copy or download it again") from error
-        settings = open_clip.transform.PreprocessCfg(**self._model.visual.preprocess_cfg)
-        self._preprocess: Any = open_clip.transform.image_transform_v2(settings, is_train=False)
+        parts = load(card, self._device)
+        self._model, self._tokenizer = parts.model.eval(), parts.tokenizer
+        self._preprocess: Any = open_clip.transform.image_transform_v2(parts.settings, is_train=False)
         self._texts: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:

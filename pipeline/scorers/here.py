@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline.digests import file_sha256
 from pipeline.scorers.clip_files import DEMO, checked_files, clip_from_hub
 from pipeline.scorers.resolve import SCORERS, ScorerCard, resolve_scorer
+from pipeline.scorers.transformer_files import transformer_files, transformer_from_hub
 from pipeline.weights import check_blobs, fingerprint
 from schemas.config import ScorerConfig
 from schemas.errors import ModelError
@@ -21,23 +22,23 @@ def on_this_machine(card: ScorerCard, config: ScorerConfig) -> ScorerCard:
         what = "nudenet" if card.type == "nudenet" else f"the class {card.type}"
         _refuse_other(resolve_scorer(card.name, config, base_dir=Path(card.folder or "/")).version, card, what, where)
         return card
-    if card.folder is None:
-        return card
     if card.head:
         _refuse_other_head(card, where)
-    return replace(card, folder=str(_clip_here(card, Path(card.folder), where)))
+    return replace(card, folder=str(_folder_here(card, Path(card.folder), where))) if card.folder else card
 
 
-def _clip_here(card: ScorerCard, folder: Path, where: str) -> Path:
+def _folder_here(card: ScorerCard, folder: Path, where: str) -> Path:
+    is_clip = card.type not in ("pickscore", "vqascore")
     commit = f"{card.model}@{folder.name}"
     is_hub = commit in card.version
     if is_hub and card.model and not folder.is_dir():
-        folder = clip_from_hub(card.model, revision=folder.name, where=where)
+        from_hub = clip_from_hub if is_clip else transformer_from_hub
+        folder = from_hub(card.model, revision=folder.name, where=where)
     if card.model == "demo":
         folder = DEMO
     if not folder.is_dir():
-        raise ModelError(f"{where}: there is no folder {folder} on this machine; copy it there, or use one of open_clip's published models")
-    files = checked_files(folder, where)
+        raise ModelError(f"{where}: there is no folder {folder} on this machine; copy it there, or use a published model")
+    files = (checked_files if is_clip else transformer_files)(folder, where)
     if is_hub:
         check_blobs(folder, files, where=where)
     else:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pipeline.digests import file_sha256
 from pipeline.scorers.clip_files import DEMO, checked_files, clip_from_hub, meant
-from pipeline.weights import PINNED, check_pinned, check_safetensors, fingerprint, pickle_refused
+from pipeline.scorers.transformer_files import transformer_files, transformer_from_hub
+from pipeline.weights import HUB_ID, PINNED, check_pinned, check_safetensors, fingerprint, pickle_refused
 from schemas.config import ScorerConfig
 from schemas.errors import ModelError
 
@@ -19,6 +20,9 @@ SCORERS: dict[str, str] = {
     "choice": "pipeline.scorers.choice:ChoiceScorer",
     "concept": "pipeline.scorers.concept:ConceptScorer",
     "nsfw": "pipeline.scorers.concept:ConceptScorer",
+    "pickscore": "pipeline.scorers.pickscore:PickScorer",
+    "hpsv2": "pipeline.scorers.hpsv2:Hpsv2Scorer",
+    "vqascore": "pipeline.scorers.vqascore:VqaScorer",
     "nudenet": "pipeline.scorers.nudenet:NudenetScorer",
     "aesthetic": "pipeline.scorers.aesthetic:AestheticScorer",
     "sharpness": "pipeline.scorers.pixels:Sharpness",
@@ -161,17 +165,56 @@ def _nudenet(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
     return ScorerCard(name=name, type="nudenet", version=version, target=SCORERS["nudenet"], model=None, folder=None)
 
 
+def _transformer(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
+    where = f"scorers.{name}"
+    if not config.model:
+        raise ModelError(f"{where}: 'model' is missing; give a local folder, or a hub name such as {_EXAMPLES[config.type]}")
+    where = f"{where}: {config.model}"
+    folder = base_dir / Path(config.model).expanduser()
+    if folder.is_dir():
+        files = transformer_files(folder, where)
+        identity = f"{folder.resolve().name}/{fingerprint(folder, files)}"
+    elif HUB_ID.fullmatch(config.model):
+        folder = transformer_from_hub(config.model, revision=None, where=where)
+        transformer_files(folder, where)
+        identity = f"{config.model}@{folder.name}"
+    else:
+        raise ModelError(
+            f"{where}: there is no such folder (looked for {folder}); give one, or a hub name such as {_EXAMPLES[config.type]}"
+        )
+    card = _card(name, config, version=f"{config.type}/1/{identity}", folder=folder.resolve())
+    return replace(card, type=config.type, target=SCORERS[config.type])
+
+
+def _hpsv2(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
+    where = f"scorers.{name}"
+    if not config.model:
+        raise ModelError(f"{where}: 'model' is missing; give the file of HPSv2's weights, such as HPS_v2.1_compressed.pt")
+    file = base_dir / Path(config.model).expanduser()
+    if not file.is_file():
+        raise ModelError(f"{where}: there is no file {file}; download it: hf download xswu/HPSv2 HPS_v2.1_compressed.pt --local-dir .")
+    if file.suffix == ".safetensors":
+        check_safetensors(file, where=where)
+    version = f"hpsv2/1/{file.stem}/sha256:{file_sha256(file)[:16]}"
+    target = SCORERS["hpsv2"]
+    return ScorerCard(name=name, type="hpsv2", version=version, target=target, model=config.model, folder=None, head=str(file.resolve()))
+
+
 def _pixels(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
     if config.model:
         raise ModelError(f"scorers.{name}: {config.type} looks at pixels only; take 'model' out")
     return ScorerCard(name=name, type=config.type, version=f"{config.type}/1", target=SCORERS[config.type], model=None, folder=None)
 
 
+_EXAMPLES = {"pickscore": "yuvalkirstain/PickScore_v1", "vqascore": "Qwen/Qwen2.5-VL-3B-Instruct"}
 _RESOLVERS: dict[str, Callable[[str, ScorerConfig, Path], ScorerCard]] = {
     "clip": _clip,
     "choice": _choice,
     "concept": _concept,
     "nsfw": _nsfw,
+    "pickscore": _transformer,
+    "hpsv2": _hpsv2,
+    "vqascore": _transformer,
     "nudenet": _nudenet,
     "aesthetic": _aesthetic,
     **dict.fromkeys(PIXELS, _pixels),
