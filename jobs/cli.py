@@ -325,6 +325,12 @@ def show(run: str | Path, png: Path, where: str, limit: int) -> None:
 @click.option("--shard-mb", default=500, show_default=True, type=click.IntRange(1), help="Size of tar and Parquet files.")
 @click.option("--license", "license_id", default="unknown", show_default=True, help="Licence of the dataset, for its card.")
 @click.option("--provenance", is_flag=True, help="Write into each image file that it is generated, by which model and prompt.")
+@click.option(
+    "--c2pa",
+    type=(click.Path(path_type=Path), click.Path(path_type=Path)),
+    metavar="CERTIFICATE KEY",
+    help="With --provenance: sign that, as C2PA says, with your certificate (PEM, its chain after it) and key (PEM).",
+)
 def export(run: str | Path, target: str | Path, form: str, shard_mb: int, **options: Any) -> None:
     """Write a run's images and metadata as a training dataset, with a card. TARGET is a new folder.
 
@@ -332,6 +338,8 @@ def export(run: str | Path, target: str | Path, form: str, shard_mb: int, **opti
     """
     from jobs.export import export as write
 
+    if options["c2pa"] and not options["provenance"]:
+        raise click.UsageError("--c2pa signs what --provenance says: give both.")
     done = write(run, target, form=form, shard_bytes=shard_mb * 1_000_000, **options)
     splits = ", ".join(f"{name} {count:,}" for name, count in done.splits.items())
     click.echo(f"{done.target}: {sum(done.splits.values()):,} images ({splits}) of {done.classes:,} classes, {done.num_bytes:,} bytes")

@@ -18,6 +18,7 @@ from jobs.export import parquet
 from jobs.export.base import Format, Item, Outline
 from jobs.export.card import Contents, card
 from jobs.export.coco import CocoCaptions
+from jobs.export.credentials import Credentials
 from jobs.export.imagefolder import ImageFolder
 from jobs.export.place import new_folder
 from jobs.export.provenance import embed
@@ -65,14 +66,16 @@ def export(
     shard_bytes: int = SHARD_BYTES,
     license_id: str = "unknown",
     provenance: bool = False,
+    c2pa: tuple[Path, Path] | None = None,
 ) -> Exported:
     """Write the images of a run that satisfy an SQL condition to the new folder ``target``; see ``FORMATS``.
 
     ``only`` is accepted, rejected or all. ``split`` has names and shares; images with equal ``split_by``, a column or tag, are in one
-    split. ``label`` is the column or tag that makes the classes. With ``provenance`` each image file says how it was made. Raises
-    UserError, and has then written nothing.
+    split. ``label`` is the column or tag that makes the classes. With ``provenance`` each image file says how it was made, with
+    ``c2pa``, the files of a certificate and its key, signed. Raises UserError, and has then written nothing.
     """
     run, splits, selection = RunDir.open(path), Splits.parse(split), Selection(where=where, only=only)
+    credentials = Credentials(*c2pa, version=run.job.versions["promptmill"]) if c2pa else None
     expression(run, split_by)
     classes = _distinct(run, selection, expression(run, label))
     tags = _distinct(run, selection, "unnest(map_keys(tags))")
@@ -86,8 +89,10 @@ def export(
         num_bytes = 0
         with contextlib.closing(writer):
             for row, data in select(run, selection):
-                if provenance:
+                if provenance or credentials:
                     data = embed(data, row, version=run.job.versions["promptmill"])
+                if credentials:
+                    data = credentials.sign(data, row)
                 item = _item(row, data, splits.of(value_of(row, split_by)), value_of(row, label), tags)
                 writer.add(item)
                 counts[item.label, item.split] += 1
@@ -106,7 +111,8 @@ def export(
             splits=by_split,
             labels=counts,
             examples=tuple(examples),
-            provenance=provenance,
+            provenance=provenance or credentials is not None,
+            signer=credentials.signer if credentials else None,
         )
         (folder / "README.md").write_text(card(run, contents, license_id), encoding="utf-8", newline="\n")
     return Exported(target=Path(target), splits=by_split, classes=len(classes), num_bytes=num_bytes)

@@ -33,6 +33,7 @@ LIMITS = """\
 - What the generator learned from, with its gaps and its biases, is what the images look like.
 - The sha256 of each image, as the run wrote it, is in its row."""
 MARKED = "\n- The image files say that they are generated, and by which model and prompt: XMP with IPTC's DigitalSourceType."
+SIGNED = "\n- Each has a C2PA manifest that says so too, with the parameters of the draw, signed by {signer}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,7 @@ class Contents:
     labels: Counter[tuple[str | None, str]]
     examples: tuple[str, ...]
     provenance: bool = False
+    signer: str | None = None
 
 
 def card(run: RunDir, contents: Contents, license_id: str) -> str:
@@ -69,7 +71,7 @@ def card(run: RunDir, contents: Contents, license_id: str) -> str:
         "Settings in full:",
         "\n".join(f"    {line}" for line in _settings(run).splitlines()),
         "## Known limits",
-        LIMITS + MARKED * contents.provenance,
+        LIMITS + MARKED * contents.provenance + (SIGNED.format(signer=cell(contents.signer)) if contents.signer else ""),
         "## Licences",
         f"Dataset: `{_code(license_id)}`. The run does not record the licence of the model; it is on the page of "
         f"`{_code(run.job.model['name'])}`, and may bind the images.",

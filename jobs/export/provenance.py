@@ -35,11 +35,10 @@ def embed(data: bytes, row: Mapping[str, Any], *, version: str) -> bytes:
 
 
 def xmp(row: Mapping[str, Any], *, version: str) -> bytes:
-    """An XMP packet. Images that keep parts of a given one are composites in IPTC's vocabulary."""
-    kind = "compositeWithTrainedAlgorithmicMedia" if row["mode"] in ("inpainting", "outpainting") else "trainedAlgorithmicMedia"
+    """An XMP packet."""
     prompt = row["prompt"] + (f"\nnegative prompt: {row['negative_prompt']}" if row["negative_prompt"] else "")
     facts = {
-        f"{{{IPTC}}}DigitalSourceType": SOURCE_TYPES + kind,
+        f"{{{IPTC}}}DigitalSourceType": source_type(row["mode"]),
         f"{{{IPTC}}}AISystemUsed": row["model"],
         f"{{{IPTC}}}AISystemVersionUsed": row["model_revision"],
         f"{{{IPTC}}}AIPromptInformation": prompt,
@@ -52,6 +51,11 @@ def xmp(row: Mapping[str, Any], *, version: str) -> bytes:
     for name, value in facts.items():
         description.set(name, _text(str(value)))
     return ElementTree.tostring(meta, encoding="utf-8")
+
+
+def source_type(mode: str) -> str:
+    """IPTC's term for how an image came to be; those that keep parts of a given one are composites."""
+    return SOURCE_TYPES + ("compositeWithTrainedAlgorithmicMedia" if mode in ("inpainting", "outpainting") else "trainedAlgorithmicMedia")
 
 
 def _text(text: str) -> str:
