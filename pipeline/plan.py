@@ -64,6 +64,7 @@ def expand(
             steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
             guidance_rescale=sampling.guidance_rescale or None,
+            guidance_interval=_part_of_the_steps(sampling),
             prompt_weighting=sampling.prompt_weighting or None,
             strength=sampling.strength or STRENGTH.get(sampling.mode),
             width=sampling.width,
@@ -76,6 +77,12 @@ def expand(
             control_scale=sampling.control_scale if sampling.mode == "control" else None,
             input_transform=_input_transform(sampling, input_scale),
         )
+
+
+def _part_of_the_steps(sampling: SamplingConfig) -> tuple[float, float] | None:
+    """The guidance interval, None where it is all of the steps."""
+    start, stop = sampling.guidance_interval or (0.0, 1.0)
+    return None if (start, stop) == (0.0, 1.0) else (start, stop)
 
 
 def _input_transform(sampling: SamplingConfig, input_scale: int) -> str | None:

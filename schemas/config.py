@@ -363,6 +363,11 @@ class SamplingConfig(Section):
         description="share by which the guided prediction is scaled back to the contrast of the unguided one (Lin et al. 2024,"
         " arXiv 2305.08891, section 3.4); for Stable Diffusion 1, 2 and XL and HunyuanDiT",
     )
+    guidance_interval: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)] | None = Field(
+        default=None,
+        description="[0.2, 0.8]: guidance from the first to before the second share of the steps only (Kynkäänniemi et al. 2024,"
+        " arXiv 2404.07724), which keeps images more varied and saves the second pass in the others; see docs/samplers.md",
+    )
     width: int | None = Field(default=None, ge=1, le=16384, description="pixels; the model's own size if not given")
     height: int | None = Field(default=None, ge=1, le=16384, description="pixels; the model's own size if not given")
     strength: float | None = Field(
@@ -417,6 +422,13 @@ class SamplingConfig(Section):
         """The sampling of each setting of the sweep, in order; just this one without a sweep."""
         fixed = self.model_dump(exclude={"sweep", "sweep_mode"})
         return [SamplingConfig.model_validate(fixed | dict(setting)) for setting in self._settings()] if self.sweep else [self]
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _in_order(cls, interval: list[float] | None) -> list[float] | None:
+        if interval and interval[0] >= interval[1]:
+            raise ValueError(f"{interval} holds no step; write the smaller share first, such as [0.2, 0.8]")
+        return interval
 
     @model_validator(mode="after")
     def _of_the_mode(self) -> Self:
@@ -586,6 +598,8 @@ class JobConfig(Section):
             )
         if (self.sampling.mode == "control") != (self.model.controlnet is not None):
             raise ValueError("sampling.mode: control and model.controlnet belong together; give both or neither")
+        if self.sampling.guidance_interval and self.model.compute.step_cache:
+            raise ValueError("sampling.guidance_interval cannot be had together with model.compute.step_cache; take one of them out")
         if self.model.second_stage and self.sampling.mode != "text-to-image":
             raise ValueError(f"model.second_stage goes with text-to-image, not with {self.sampling.mode}; take it out")
         for name in self.scorers:

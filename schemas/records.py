@@ -82,6 +82,7 @@ class Draw:
     input_transform: str | None = None
     guidance_rescale: float | None = None
     prompt_weighting: bool | None = None
+    guidance_interval: tuple[float, float] | None = None
 
     def identity(self) -> dict[str, object]:
         """All fields that decide the image; label and tags do not. A draw without what came later keeps its id."""
@@ -100,11 +101,12 @@ class Draw:
     @property
     def call_key(self) -> tuple[object, ...]:
         """Draws that share it can go through the sampler in one batch."""
-        how = (self.mode, self.loras, self.scheduler, self.steps, self.guidance_scale, self.width, self.height)
-        return (*how, self.guidance_rescale, self.prompt_weighting, self.strength, self.control_scale, self.input_transform)
+        how = (self.mode, self.loras, self.scheduler, self.steps, self.width, self.height, self.prompt_weighting)
+        guidance = (self.guidance_scale, self.guidance_rescale, self.guidance_interval)
+        return (*how, *guidance, self.strength, self.control_scale, self.input_transform)
 
 
-_LATER = ("guidance_rescale", "prompt_weighting")
+_LATER = ("guidance_rescale", "prompt_weighting", "guidance_interval")
 _IDENTITY = tuple(field.name for field in fields(Draw) if field.name not in ("label", "tags"))
 
 

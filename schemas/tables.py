@@ -40,6 +40,12 @@ _DRAW: list[tuple[str, pa.DataType, bool, str]] = [  # name, type, nullable, mea
     ("steps", _INT, False, "denoising steps"),
     ("guidance_scale", pa.float64(), False, "classifier-free guidance scale"),
     ("guidance_rescale", pa.float64(), True, "share by which the guided prediction is scaled back to the contrast of the unguided one"),
+    (
+        "guidance_interval",
+        pa.list_(pa.field("element", pa.float64())),
+        True,
+        "guidance from the first to before the second share of the steps; null: in all of them",
+    ),
     ("prompt_weighting", _BOOL, True, "brackets of the prompt are weights, as in (red:1.3); null: they are characters"),
     ("strength", pa.float64(), True, "share of the noise schedule that is run over the init image, 0 to 1"),
     ("width", _INT, False, "pixels"),
@@ -141,7 +147,9 @@ def draw_row(draw: Draw, shard_id: int) -> dict[str, Any]:
 def draw_from_row(row: Mapping[str, Any]) -> Draw:
     """Inverse of ``draw_row``; accepts rows of the metadata table too, and rows of an older version, which lack later columns."""
     names = [name for name, *_ in _DRAW if name not in ("sample_id", "shard_id")]
-    return Draw(**{name: row[name] for name in names if name in row} | {"tags": dict(row["tags"]), "loras": tuple(row["loras"])})
+    interval = row.get("guidance_interval")
+    exact = {"tags": dict(row["tags"]), "loras": tuple(row["loras"]), "guidance_interval": interval and tuple(interval)}
+    return Draw(**{name: row[name] for name in names if name in row} | exact)
 
 
 def metadata_row(outcome: Outcome, verdict: Verdict, shard_id: int, versions: Mapping[str, str], image_format: str) -> dict[str, Any]:

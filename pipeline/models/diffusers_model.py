@@ -9,7 +9,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from pipeline.models.base import Generated
 from pipeline.models.blend import Blend
 from pipeline.models.embeddings import PromptEncoder, TokenCounter, accepted
 from pipeline.models.folder import INDEX, component_names
+from pipeline.models.guidance_interval import guided_in
 from pipeline.models.load_addons import MISFITS, add_embeddings, add_loras
-from pipeline.models.modes import CONTROLNETS
+from pipeline.models.modes import CONTROLNETS, GUIDES_IN_ONE_CALL
 from pipeline.models.part_clock import PartClock
 from pipeline.models.resolve import ModelCard
 from pipeline.models.samplers import make_scheduler
@@ -101,7 +102,7 @@ class DiffusersModel:
         )
         if self._cache:
             forget_steps(network(self._pipe))
-        with torch.inference_mode(), _no_shared_noise(type(self._pipe).__name__):
+        with torch.inference_mode(), _no_shared_noise(type(self._pipe).__name__), self._guided_steps(draws):
             output = self._pipe(**accepted(self._pipe.__call__, arguments))
         made = self._generated(draws, np.asarray(output[0], dtype=np.float32), latents.finite(len(draws)), _flags(output, len(draws)))
         return replace(made, images_NHWC=with_kept_pixels(made.images_NHWC, conditions))
@@ -119,6 +120,13 @@ class DiffusersModel:
             whole = self.generate([draws[number] for number in filled], [conditions[number] for number in filled] if conditions else ())
             made |= {number: _only(whole, place) for place, number in enumerate(numbers)}
         return _joined([made[number] for number in range(len(draws))])
+
+    def _guided_steps(self, draws: Sequence[Draw]) -> AbstractContextManager[None]:
+        """Where guidance is for some of the steps only, what leaves it out in the others."""
+        interval = draws[0].guidance_interval
+        if interval is None or draws[0].guidance_scale <= 1:
+            return nullcontext()
+        return guided_in(self._pipe, interval, len(draws), in_one_call=type(self._pipe).__name__ in GUIDES_IN_ONE_CALL)
 
     @property
     def _needs_to_be_alone(self) -> bool:

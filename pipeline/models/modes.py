@@ -67,6 +67,35 @@ RESCALES_GUIDANCE = frozenset(
 )
 """Pipelines that take a guidance_rescale."""
 
+GUIDES_IN_ONE_CALL = frozenset(
+    {
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionUpscalePipeline",
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLControlNetPipeline",
+        "StableDiffusion3Pipeline",
+        "StableDiffusion3Img2ImgPipeline",
+        "StableDiffusion3InpaintPipeline",
+        "StableDiffusion3ControlNetPipeline",
+        "PixArtSigmaPipeline",
+        "SanaPipeline",
+        "HunyuanDiTPipeline",
+        "IFPipeline",
+        "IFSuperResolutionPipeline",
+    }
+)
+"""Pipelines that ask their network about all images without the prompt and then all with it, in one batch."""
+
+GUIDES_IN_TWO_CALLS = frozenset(
+    {"QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline", "QwenImageControlNetPipeline"}
+)
+"""Pipelines that ask it about all images with the prompt, then about all without; both kinds take a guidance_interval."""
+
 WEIGHS_PROMPTS = frozenset(
     {
         "StableDiffusionPipeline",

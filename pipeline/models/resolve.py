@@ -11,7 +11,15 @@ from typing import Any
 from pipeline.models import samplers
 from pipeline.models.addons import Addons, resolve_addons
 from pipeline.models.folder import INDEX, ModelFolder, component_names, inspect_folder, needs_weights, weight_files
-from pipeline.models.modes import CONTROLNETS, INPUT_SCALE, RESCALES_GUIDANCE, WEIGHS_PROMPTS, pipelines
+from pipeline.models.modes import (
+    CONTROLNETS,
+    GUIDES_IN_ONE_CALL,
+    GUIDES_IN_TWO_CALLS,
+    INPUT_SCALE,
+    RESCALES_GUIDANCE,
+    WEIGHS_PROMPTS,
+    pipelines,
+)
 from pipeline.weights import HUB_ID, PINNED, check_pinned, fingerprint, hub_snapshot, read_json
 from schemas.config import ModelConfig, SamplingConfig
 from schemas.errors import ModelError
@@ -207,6 +215,8 @@ def check_sampling(card: ModelCard, sampling: SamplingConfig, where: str = "") -
         raise ModelError(f"{where}sampling.strength: {strength:g} of {sampling.steps} steps is not one step; raise one of them")
     if sampling.guidance_rescale and card.pipeline_class not in RESCALES_GUIDANCE:
         raise ModelError(f"{where}sampling.guidance_rescale: {card.name} ({card.pipeline_class}) does not take it; take it out")
+    if sampling.guidance_interval and card.pipeline_class not in GUIDES_IN_ONE_CALL | GUIDES_IN_TWO_CALLS:
+        raise ModelError(f"{where}sampling.guidance_interval: {card.name} ({card.pipeline_class}) does not take it; take it out")
     if sampling.prompt_weighting and card.pipeline_class not in WEIGHS_PROMPTS:
         raise ModelError(
             f"{where}sampling.prompt_weighting: {card.name} ({card.pipeline_class}) reads prompts as they are;"

@@ -56,6 +56,7 @@ class TwoStages:
             steps=stage.steps or draw.steps,
             guidance_scale=draw.guidance_scale if stage.guidance_scale is None else stage.guidance_scale,
             guidance_rescale=None,
+            guidance_interval=None,
             strength=stage.strength if stage.mode == "image-to-image" else None,
         )
 

@@ -23,7 +23,7 @@ MODES = {
     "image-to-image": {"strength": 0.5},
     "inpainting": {},
     "outpainting": {"margins": {"left": 8, "top": 8}},
-    "control": {"canny": {"low": 50, "high": 100}},
+    "control": {"canny": {"low": 50, "high": 100}, "guidance_interval": [0.5, 1]},
     "super-resolution": {},
 }
 
@@ -58,6 +58,7 @@ def test_a_mode_runs_and_its_folder_suffices_to_make_the_images_again(mode_job: 
     assert (report.planned, report.failed) == (6, 0)
     rows = pq.read_table(mode_job.out / "metadata").to_pylist()
     assert {(row["mode"], row["width"], row["height"]) for row in rows} == {(mode, 32, 32)}
+    assert {str(row["guidance_interval"]) for row in rows} == {"[0.5, 1.0]" if mode == "control" else "None"}
     inputs = {row[name] for row in rows for name in ("init_sha256", "mask_sha256", "control_sha256")} - {None}
     assert {path.name for path in (mode_job.out / "inputs").iterdir()} == inputs
     assert len({row["image_sha256"] for row in rows}) == 6

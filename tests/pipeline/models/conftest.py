@@ -4,11 +4,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.models import load_model
 from pipeline.models.base import ImageModel
+from pipeline.models.modes import GUIDES_IN_ONE_CALL
 from pipeline.models.resolve import resolve_model
+from pipeline.models.switches import network
 from schemas.config import ModelConfig
 from schemas.records import Draw
 from tests import fakes
@@ -29,6 +32,26 @@ def make_draw(index: int, **changes: object) -> Draw:
         "seed": 1000 + index,
     }
     return fakes.make_draw(index, **values | changes)
+
+
+def check_guidance_interval(model: ImageModel, images: Callable[..., np.ndarray]) -> None:
+    """Guidance in the last half of four steps is other than in all and in none; where there is none the network is asked once an image.
+
+    ``images`` makes those of three draws, with changes to each.
+    """
+    core, asked = network(model._pipe), []  # type: ignore[attr-defined]
+    watch = core.register_forward_pre_hook(
+        lambda _, given, named: asked.append(len(given[0] if given else named["hidden_states"])), with_kwargs=True
+    )
+    part = images(steps=4, guidance_interval=(0.5, 1.0))
+    watch.remove()
+    one_call = type(model._pipe).__name__ in GUIDES_IN_ONE_CALL  # type: ignore[attr-defined]
+    assert asked == ([3, 3, 6, 6] if one_call else [1, 1, 1, 1, 1, 1] * 3)
+    whole, unguided = images(steps=4), images(steps=4, guidance_scale=1.0)
+    assert not any(np.array_equal(part[number], other[number]) for number in range(3) for other in (whole, unguided))
+    assert np.array_equal(whole, images(steps=4, guidance_interval=(0.0, 1.0)))
+    assert np.array_equal(unguided, images(steps=4, guidance_interval=(0.9, 1.0)))
+    assert network(model._pipe) is core  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")

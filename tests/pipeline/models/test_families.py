@@ -18,7 +18,7 @@ from pipeline.models.resolve import check_sampling, resolve_model
 from schemas.config import ModelConfig, SamplingConfig
 from schemas.errors import ModelError
 from tests.pipeline.models import tiny_families
-from tests.pipeline.models.conftest import load, make_draw
+from tests.pipeline.models.conftest import check_guidance_interval, load, make_draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,7 @@ ROWS = dict.fromkeys(tiny_families.BUILDERS, Row()) | {
     "dit": Row(negative=False),
     "ddpm": Row(text=False, negative=False, guidance=False),
 }
+NO_INTERVAL = {"flux-schnell", "flux-dev", "lcm", "z-image", "flux-2-klein", "kandinsky-2.2", "ddpm", "dit"}
 Made = Callable[[str], Path]
 
 
@@ -90,6 +91,19 @@ def test_an_image_is_a_function_of_its_draw(model_of: Callable[[str], ImageModel
     else:
         with pytest.raises(ValueError, match="takes no negative prompt"):
             model.generate([draw(0, family, negative_prompt="blurry")])
+
+
+@pytest.mark.parametrize("family", [family for family in ROWS if family not in NO_INTERVAL])
+def test_guidance_may_be_for_some_of_the_steps(model_of: Callable[[str], ImageModel], family: str) -> None:
+    model = model_of(family)
+    check_guidance_interval(model, lambda **changes: image(model, *(draw(number, family, **changes) for number in range(3))))
+
+
+@pytest.mark.parametrize("family", sorted(NO_INTERVAL))
+def test_where_it_may_not_it_is_refused(folder_of: Made, family: str) -> None:
+    card = resolve_model(ModelConfig(id=str(folder_of(family))), base_dir=Path.cwd())  # pyright: ignore[reportCallIssue]
+    with pytest.raises(ModelError, match=rf"sampling.guidance_interval: {family} \({card.pipeline_class}\) does not take it"):
+        check_sampling(card, SamplingConfig(guidance_interval=[0.2, 0.8]))
 
 
 @pytest.mark.parametrize("family", ROWS)

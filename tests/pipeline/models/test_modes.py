@@ -18,7 +18,7 @@ from schemas.errors import ModelError
 from schemas.modes import INPUTS, STRENGTH, Mode
 from schemas.records import Draw
 from tests.pipeline.models import tiny, tiny_families
-from tests.pipeline.models.conftest import make_draw
+from tests.pipeline.models.conftest import check_guidance_interval, make_draw
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # diffusers' own ControlNet uses it
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
@@ -54,8 +54,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
 
 
 def a_draw(index: int, mode: Mode, **changes: object) -> Draw:
-    strength = STRENGTH.get(mode)
-    return make_draw(index, mode=mode, strength=strength, control_scale=1.0 if mode == "control" else None, **changes)
+    of_the_mode = {"strength": STRENGTH.get(mode), "control_scale": 1.0 if mode == "control" else None}
+    return make_draw(index, mode=mode, **of_the_mode | changes)
 
 
 def inputs(index: int, mode: Mode) -> Conditions:
@@ -86,6 +86,12 @@ def test_an_image_depends_on_its_inputs_and_on_no_neighbour_and_no_slot(loaded: 
     same_input, same_draw = images(model, mode, (0, 0), (9, 1), (1, 3))[1:]
     assert not np.array_equal(first[1], same_input)
     assert not np.array_equal(first[1], same_draw)
+
+
+@pytest.mark.parametrize(("family", "mode"), [row for row in ROWS if row[0] not in ("flux", "z-image", "lcm")])
+def test_guidance_may_be_for_some_of_the_steps(loaded: Loaded, family: str, mode: Mode) -> None:
+    model, fixed = loaded(family, mode), {"strength": 1.0} if mode in STRENGTH else {}
+    check_guidance_interval(model, lambda **changes: images(model, mode, (0, 0), (1, 1), (2, 2), **fixed, **changes))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
