@@ -102,7 +102,7 @@ _GUIDANCE = """## Guidance
 - `guidance_rescale`, for Stable Diffusion 1, 2 and XL and HunyuanDiT: less contrast where the scale is high.
 - `guidance_interval: [0.2, 0.8]`: guidance in that part of the steps only. Of 20 steps these are the 5th to the 16th; the others ask the
   model once, so 8 of 40 passes are saved. For Stable Diffusion in all versions and modes, PixArt-Sigma, Sana, HunyuanDiT, DeepFloyd IF and
-  Qwen-Image; in a second stage guidance is for all steps. The shares are of the steps that are made: with a `strength` of 0.5, of that half.
+  Qwen-Image; in a second stage guidance is for all steps. Shares are of the steps that are made: with a `strength` of 0.5, of that half.
 
 Both are refused where a model does not take them.
 """
