@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 PASSED_ON = (  # settings of the driver that its workers must share; never credentials, which Ray would write to its logs
     "HF_HUB_OFFLINE",
+    "HF_ENDPOINT",
     "HF_HOME",
     "HF_HUB_CACHE",
     "AWS_ENDPOINT_URL",

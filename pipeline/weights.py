@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -140,12 +140,39 @@ def hub_snapshot(repo: str, *, revision: str | None, allow: Sequence[str], where
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(allow)))
     except (OSError, ValueError, HTTPError) as error:
-        at = f" --revision {revision}" if revision else ""
-        raise ModelError(
-            f"{where}: {repo} is not in the local cache and cannot be downloaded ({type(error).__name__}"
-            f"{'; HF_HUB_OFFLINE is set' if _offline() else ''}); check name and revision, then download it where there"
-            f" is a network, hf download {repo}{at}, or give a local folder"
-        ) from None
+        raise ModelError(f"{where}: {_refusal(error, repo, revision)}") from None
+
+
+def is_whole(folder: Path, check: Callable[[], object]) -> bool:
+    """Whether a folder of the hub's cache passes its check; one does not while it is downloaded, or if that was killed."""
+    try:
+        return folder.is_dir() and bool(check())
+    except ModelError:
+        return False
+
+
+def _refusal(error: Exception, repo: str, revision: str | None) -> str:
+    """Why there is no snapshot, and what to do."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    hub = constants.ENDPOINT
+    if isinstance(error, GatedRepoError):
+        return f"{repo} is gated; accept its terms at {hub}/{repo}, and set HF_TOKEN to a token of that account"
+    unauthorized = error.response if isinstance(error, HfHubHTTPError) and error.response.status_code == 401 else None
+    if unauthorized is not None and "Invalid credentials" in unauthorized.headers.get("X-Error-Message", ""):
+        return f"{hub} does not accept the token; renew it (hf auth login), or unset HF_TOKEN"
+    if isinstance(error, RepositoryNotFoundError) or unauthorized is not None:
+        return f"there is no {repo} at {hub}, or it is private; check the name, or set HF_TOKEN to a token that may read it"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo} has no revision {revision} at {hub}; give a commit, tag or branch of it, or leave 'revision' out for the newest"
+    cause = type(error.__cause__ or error).__name__
+    why = f"{cause}; HF_HUB_OFFLINE is set" if _offline() else f"{hub}: {cause}"
+    at = f" --revision {revision}" if revision else ""
+    return (
+        f"{repo} is not in the local cache and cannot be downloaded ({why}); check name and revision, then download it where there"
+        f" is a network, hf download {repo}{at}, or give a local folder"
+    )
 
 
 def _offline() -> bool:

@@ -17,6 +17,7 @@ from pipeline.weights import (
     check_safetensors,
     fingerprint,
     hub_snapshot,
+    is_whole,
     pickle_refused,
     read_json,
     safetensors_names,
@@ -91,7 +92,7 @@ def addons_here(addons: Addons, config: ModelConfig) -> Addons:
 
 def _here(one: Addon, where: str, *, vae_of: ModelConfig | None = None) -> Addon:
     path = Path(one.path)
-    if not path.exists() and one.repo:
+    if one.repo and not (is_whole(path, lambda: _vae_sha256(path, vae_of, where)) if vae_of else path.is_file()):
         inside = PurePosixPath(*path.parts[path.parts.index(one.commit or "") + 1 :])
         path = hub_snapshot(one.repo, revision=one.commit, allow=_VAE_FILES if vae_of else (str(inside),), where=where) / inside
     if not path.exists():

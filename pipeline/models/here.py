@@ -13,12 +13,13 @@ from pipeline.models.resolve import (
     ENDPOINT,
     WEIGHTS,
     ModelCard,
+    controlnet_files,
     controlnet_from_hub,
     controlnet_revision,
     from_hub,
     second_stage_config,
 )
-from pipeline.weights import check_blobs, fingerprint
+from pipeline.weights import check_blobs, fingerprint, is_whole
 from schemas.config import ModelConfig
 from schemas.errors import ModelError
 
@@ -40,7 +41,7 @@ def on_this_machine(card: ModelCard, config: ModelConfig) -> ModelCard:
 def _model_here(card: ModelCard, config: ModelConfig, planned: str) -> Path:
     where, is_hub = f"model {card.name}", not planned.startswith("sha256:")
     folder = WEIGHTS / BUNDLED[config.id] if config.id in BUNDLED else Path(card.folder)
-    if is_hub and not folder.is_dir():
+    if is_hub and not is_whole(folder, lambda: inspect_folder(folder, variant=config.variant, where=where)):
         folder = from_hub(config.model_copy(update={"revision": planned}), where)
     _refuse_missing(folder, where)
     found = inspect_folder(folder, variant=config.variant, where=where)
@@ -55,7 +56,11 @@ def _controlnet_here(folder: Path, config: ModelConfig, planned: str) -> Path:
     where = f"model.controlnet {config.controlnet}"
     if config.controlnet == "demo":
         folder = WEIGHTS / "controlnet"
-    elif not folder.is_dir() and folder.parent.name == "snapshots" and config.controlnet:  # of the hub's cache, named by its commit
+    elif (
+        config.controlnet
+        and folder.parent.name == "snapshots"  # of the hub's cache, named by its commit
+        and not is_whole(folder, lambda: controlnet_files(folder, config))
+    ):
         folder = controlnet_from_hub(config.controlnet, revision=folder.name)
     _refuse_missing(folder, where)
     _refuse_other(controlnet_revision(folder, config), planned, folder, where)

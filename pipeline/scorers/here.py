@@ -7,7 +7,7 @@ from pipeline.digests import file_sha256
 from pipeline.scorers.clip_files import DEMO, checked_files, clip_from_hub
 from pipeline.scorers.resolve import SCORERS, ScorerCard, resolve_scorer
 from pipeline.scorers.transformer_files import transformer_files, transformer_from_hub
-from pipeline.weights import check_blobs, fingerprint
+from pipeline.weights import check_blobs, fingerprint, is_whole
 from schemas.config import ScorerConfig
 from schemas.errors import ModelError
 
@@ -31,14 +31,14 @@ def _folder_here(card: ScorerCard, folder: Path, where: str) -> Path:
     is_clip = card.type not in ("pickscore", "vqascore")
     commit = f"{card.model}@{folder.name}"
     is_hub = commit in card.version
-    if is_hub and card.model and not folder.is_dir():
-        from_hub = clip_from_hub if is_clip else transformer_from_hub
+    files_of, from_hub = (checked_files, clip_from_hub) if is_clip else (transformer_files, transformer_from_hub)
+    if is_hub and card.model and not is_whole(folder, lambda: files_of(folder, where)):
         folder = from_hub(card.model, revision=folder.name, where=where)
     if card.model == "demo":
         folder = DEMO
     if not folder.is_dir():
         raise ModelError(f"{where}: there is no folder {folder} on this machine; copy it there, or use a published model")
-    files = (checked_files if is_clip else transformer_files)(folder, where)
+    files = files_of(folder, where)
     if is_hub:
         check_blobs(folder, files, where=where)
     else:
