@@ -2,12 +2,14 @@
 
 Failed draws are not counted: nothing was kept or rejected there. Diversity is the mean share of the perceptual hash's
 bits in which two images of a group differ, over all pairs; a filter that lowers it much narrows the data. With the features of
-``promptmill embed`` there is the Vendi score too: how many different images a group is worth.
+``promptmill embed`` there are the mean distance of two images by their features, and the Vendi score: how many different images a
+group is worth, which falls with their number too.
 """
 
 import json
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from jobs.embeddings import read_features
 from jobs.judged import added_scorers
 from jobs.query import query
 from jobs.run_dir import RunDir
-from pipeline.metrics import vendi_score
+from pipeline.metrics import mean_distance, vendi_score
 
 MOST_VALUES = 50  # of a tag or setting; one with more is an id rather than a class
 SETTINGS = ("label", "model", "scheduler", "steps", "guidance_scale", "guidance_rescale", "strength", "width", "height")
@@ -28,9 +30,9 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Images that share a value. ``differing_bits`` is None for fewer than two images, ``vendi`` for those or without features.
+    """Images that share a value. ``differing_bits`` is None for fewer than two images, ``distance`` and ``vendi`` without features too.
 
-    Of a group with more than ``MOST_COMPARED`` images the Vendi score is that of an even sample.
+    Of a group with more than ``MOST_COMPARED`` images the two are those of an even sample.
     """
 
     by: str
@@ -40,6 +42,8 @@ class Group:
     share: float
     differing_bits: float | None
     differing_bits_kept: float | None
+    distance: float | None
+    distance_kept: float | None
     vendi: float | None
     vendi_kept: float | None
 
@@ -106,18 +110,20 @@ def _group(by: str, value: str, rows: np.ndarray, kept: np.ndarray, bits: np.nda
         **common,
         differing_bits=_differing(bits[rows]),
         differing_bits_kept=_differing(bits[chosen]),
-        vendi=_vendi(features, rows),
-        vendi_kept=_vendi(features, chosen),
+        distance=_measured(mean_distance, features, rows),
+        distance_kept=_measured(mean_distance, features, chosen),
+        vendi=_measured(vendi_score, features, rows),
+        vendi_kept=_measured(vendi_score, features, chosen),
     )
 
 
-def _vendi(features_ND: np.ndarray | None, rows: np.ndarray) -> float | None:
+def _measured(measure: Callable[[np.ndarray], float], features_ND: np.ndarray | None, rows: np.ndarray) -> float | None:
     if features_ND is None:
         return None
     rows = rows[features_ND[rows].any(axis=1)]
     if len(rows) < 2:
         return None
-    return vendi_score(features_ND[rows[:: math.ceil(len(rows) / MOST_COMPARED)]])
+    return measure(features_ND[rows[:: math.ceil(len(rows) / MOST_COMPARED)]])
 
 
 def _bits(phashes: list[str]) -> np.ndarray:

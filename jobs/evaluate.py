@@ -22,7 +22,7 @@ from jobs.export.paths import folder_name
 from jobs.query import query
 from jobs.run_dir import RunDir
 from jobs.selection import Selection, expression, value_of
-from pipeline.metrics import classifier_accuracy, kernel_distance, precision_recall_density_coverage, vendi_score
+from pipeline.metrics import classifier_accuracy, frechet_distance, kernel_distance, precision_recall_density_coverage, vendi_score
 from schemas.errors import ConfigError
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -48,6 +48,7 @@ class Row:
     recall: float
     density: float
     coverage: float
+    frechet_distance: float
     kernel_distance: float
     vendi: float
 
@@ -169,7 +170,7 @@ def _samples(one: _Set, size: int) -> list[_Set]:
 
 def _row(name: str, samples: list[_Set], test: _Set, classes: int) -> Row:
     figures = np.array([_figures(made, test, classes) for made in samples])
-    accuracy, precision, recall, density, coverage, distance, vendi = figures.mean(axis=0).tolist()
+    accuracy, precision, recall, density, coverage, frechet, kernel, vendi = figures.mean(axis=0).tolist()
     return Row(
         name=name,
         images=len(samples[0].label_N),
@@ -179,7 +180,8 @@ def _row(name: str, samples: list[_Set], test: _Set, classes: int) -> Row:
         recall=recall,
         density=density,
         coverage=coverage,
-        kernel_distance=distance,
+        frechet_distance=frechet,
+        kernel_distance=kernel,
         vendi=vendi,
     )
 
@@ -188,6 +190,7 @@ def _figures(made: _Set, test: _Set, classes: int) -> tuple[float, ...]:
     return (
         classifier_accuracy((made.features_ND, made.label_N), (test.features_ND, test.label_N), classes=classes),
         *precision_recall_density_coverage(test.features_ND, made.features_ND, k=NEIGHBOURS),
+        frechet_distance(test.features_ND, made.features_ND) / test.features_ND.shape[1],  # of features of length 1
         kernel_distance(test.features_ND, made.features_ND),
         vendi_score(made.features_ND),
     )

@@ -84,13 +84,15 @@ def change_table(change: "Change") -> Table:
 def audit_tables(found: "Audit") -> RenderableType:
     """Kept shares by value, diversity, distributions of scores, thresholds."""
     kept = Table(box=box.SIMPLE_HEAD)
-    vendi = ("Vendi score", "of kept") if found.groups[0].vendi is not None else ()
-    for heading in ("", "value", "images", "kept", "share", "differing bits", "among kept", *vendi):
+    embedded = found.groups[0].vendi is not None
+    further = ("distance", "among kept", "Vendi score", "of kept") if embedded else ()
+    for heading in ("", "value", "images", "kept", "share", "differing bits", "among kept", *further):
         kept.add_column(heading, justify="left" if heading in ("", "value") else "right")
     last = None
     for row in found.groups:
         figures = [f"{share:.3f}" if share is not None else "" for share in (row.differing_bits, row.differing_bits_kept)]
-        if vendi:
+        if embedded:
+            figures += [f"{distance:.3f}" if distance is not None else "" for distance in (row.distance, row.distance_kept)]
             figures += [f"{score:.1f}" if score is not None else "" for score in (row.vendi, row.vendi_kept)]
         shown = [Text(row.by if row.by != last else ""), Text(_harmless(row.value))]
         kept.add_row(*shown, f"{row.images:,}", f"{row.kept:,}", f"{row.share:.1%}", *figures)
@@ -130,6 +132,7 @@ def evaluation_table(found: "Evaluation") -> RenderableType:
         table.add_row(name, *(f"{getattr(row, name):.1%}" for row in found.rows))
     table.add_row("density", *(f"{row.density:.2f}" for row in found.rows))
     table.add_row("coverage", *(f"{row.coverage:.1%}" for row in found.rows))
+    table.add_row("Fréchet distance", *(f"{row.frechet_distance:.4f}" for row in found.rows))
     table.add_row("kernel distance", *(f"{row.kernel_distance:.4f}" for row in found.rows))
     table.add_row("Vendi score", *(f"{row.vendi:.1f}" for row in found.rows))
     told = f" {len(found.classes)} classes, tested on {found.tested_on:,} real images, features of {found.encoder}"

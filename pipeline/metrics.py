@@ -31,6 +31,18 @@ def precision_recall_density_coverage(real_ND: np.ndarray, made_MD: np.ndarray, 
     return float((balls_M > 0).mean()), float(recalled_N.mean()), float(balls_M.mean() / k), float(covered_N.mean())
 
 
+def frechet_distance(real_ND: np.ndarray, made_MD: np.ndarray) -> float:
+    """Squared Fréchet distance between normal distributions with the means and covariances of two sets of at least two.
+
+    The Fréchet inception distance of Heusel et al. 2017 (arXiv 1706.08500, equation 6), on whatever features are given: on CLIP's it is
+    that of Kynkäänniemi et al. 2023 (arXiv 2203.06026). Too large for small sets, so compare sets of one size only. With A'A and B'B for
+    the covariances, the trace of the root of their product is the sum of the singular values of AB': nothing need be inverted.
+    """
+    (mean_D, root_RD), (other_D, other_RD) = (_moments(one) for one in (real_ND, made_MD))
+    spread = (root_RD**2).sum() + (other_RD**2).sum() - 2 * np.linalg.svd(root_RD @ other_RD.T, compute_uv=False).sum()
+    return float(((mean_D - other_D) ** 2).sum() + spread)
+
+
 def kernel_distance(real_ND: np.ndarray, made_MD: np.ndarray) -> float:
     """Squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, unbiased.
 
@@ -42,13 +54,20 @@ def kernel_distance(real_ND: np.ndarray, made_MD: np.ndarray) -> float:
     return within_real / (n * (n - 1)) + within_made / (m * (m - 1)) - 2 * _kernel_sum(real_ND, made_MD) / (n * m)
 
 
+def mean_distance(features_ND: np.ndarray) -> float:
+    """Mean over all pairs of at least two rows of 1 minus their cosine: unlike the Vendi score, not a matter of how many they are."""
+    unit_ND = _unit(features_ND)
+    n, sum_D = len(unit_ND), unit_ND.sum(axis=0)
+    return float(1 - (sum_D @ sum_D - (unit_ND**2).sum()) / (n * (n - 1)))
+
+
 def vendi_score(features_ND: np.ndarray) -> float:
     """How many different images a set is worth: 1 if all are alike, N if no two have anything in common.
 
     The exponential of the entropy of the eigenvalues of K / N, where K holds the cosines of all pairs (Friedman & Dieng 2022,
     arXiv 2210.02410, definition 3.1). X'X / N has the same eigenvalues but for zeros.
     """
-    unit_ND = features_ND / np.maximum(np.linalg.norm(features_ND.astype(np.float64), axis=1, keepdims=True), 1e-12)
+    unit_ND = _unit(features_ND)
     smaller = unit_ND @ unit_ND.T if len(unit_ND) < unit_ND.shape[1] else unit_ND.T @ unit_ND
     share = np.linalg.eigvalsh(smaller / len(unit_ND))
     share = share[share > 1e-12]
@@ -78,6 +97,18 @@ def classifier_accuracy(
 
     found = minimize(loss, np.zeros(x_NF.shape[1] * classes), jac=True, method="L-BFGS-B", options={"maxiter": 500})
     return float(((x_MF @ found.x.reshape(-1, classes)).argmax(axis=1) == test_label_M).mean())
+
+
+def _moments(features_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean, and R with R'R the covariance, of as many rows as its rank may have."""
+    features_ND = features_ND.astype(np.float64)
+    mean_D = features_ND.mean(axis=0)
+    return mean_D, np.asarray(np.linalg.qr((features_ND - mean_D) / np.sqrt(len(features_ND) - 1), mode="r"))
+
+
+def _unit(features_ND: np.ndarray) -> np.ndarray:
+    """Rows of length 1."""
+    return features_ND / np.maximum(np.linalg.norm(features_ND.astype(np.float64), axis=1, keepdims=True), 1e-12)
 
 
 def _distances(one_ND: np.ndarray, other_MD: np.ndarray) -> np.ndarray:

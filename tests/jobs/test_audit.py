@@ -48,7 +48,7 @@ def test_diversity_is_the_mean_over_all_pairs(run: RunDir) -> None:
     assert audit(run.store.root).groups[0].differing_bits_kept == pytest.approx(np.mean(pairs))
 
 
-def test_with_features_diversity_is_the_vendi_score_too(tmp_path: Path) -> None:
+def test_with_features_diversity_is_distance_and_vendi_score_by_class_too(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run")
     assert audit(run.store.root).groups[0].vendi is None
     rng, told = np.random.default_rng(4), {}
@@ -60,9 +60,13 @@ def test_with_features_diversity_is_the_vendi_score_too(tmp_path: Path) -> None:
         write_features(run.store, file_of(marker, "v"), ids, features)
     write_encoder(run.store, Encoder("v", 3))
     whole, first = audit(run.store.root).groups[:2]
-    labelled = f"select sample_id from metadata where label = '{first.value}' and status != 'failed'"
-    of_label = [row["sample_id"] for row in rows(run, labelled)]
-    assert first.vendi == pytest.approx(vendi_score(np.stack([told[sample_id] for sample_id in of_label])))
+    for images, vendi, distance in (("!= 'failed'", first.vendi, first.distance), ("= 'accepted'", first.vendi_kept, first.distance_kept)):
+        of_label = rows(run, f"select sample_id from metadata where label = '{first.value}' and status {images}")
+        features = np.stack([told[row["sample_id"]] for row in of_label])
+        assert vendi == pytest.approx(vendi_score(features))
+        cosines = [x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in itertools.combinations(features.astype(float), 2)]
+        assert distance == pytest.approx(1 - np.mean(cosines), abs=1e-4)
+    assert first.vendi_kept != first.vendi
     kept = [row["sample_id"] for row in rows(run, "select sample_id from metadata where status = 'accepted'")]
     assert whole.vendi_kept == pytest.approx(vendi_score(np.stack([told[sample_id] for sample_id in kept])))
     assert "Vendi score" in CliRunner().invoke(cli, ["audit", run.store.root]).output

@@ -2,9 +2,17 @@
 
 import numpy as np
 import pytest
+from scipy.linalg import sqrtm
 
 from pipeline import metrics
-from pipeline.metrics import classifier_accuracy, kernel_distance, precision_recall_density_coverage, vendi_score
+from pipeline.metrics import (
+    classifier_accuracy,
+    frechet_distance,
+    kernel_distance,
+    mean_distance,
+    precision_recall_density_coverage,
+    vendi_score,
+)
 
 RNG = np.random.default_rng(5)
 REAL, MADE = RNG.normal(size=(40, 6)), RNG.normal(0.4, 0.8, size=(30, 6))
@@ -35,6 +43,23 @@ def test_sets_far_apart_and_equal_sets_are_the_ends() -> None:
     assert (precision, recall, coverage) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("made", [MADE, MADE[:4], REAL], ids=["more images than features", "fewer", "the same"])
+def test_the_frechet_distance_is_that_of_the_definition(made: np.ndarray) -> None:
+    real_cov, made_cov = np.cov(REAL, rowvar=False), np.cov(made, rowvar=False)
+    squares = np.linalg.eigvals(real_cov @ made_cov).astype(np.complex128)  # the trace of a root is the sum of the roots of the eigenvalues
+    expected = ((REAL.mean(0) - made.mean(0)) ** 2).sum() + np.trace(real_cov + made_cov) - 2 * np.real(np.sqrt(squares)).sum()
+    assert frechet_distance(REAL, made) == pytest.approx(expected, abs=1e-6)
+    if len(made) > 6:
+        root = sqrtm(real_cov @ made_cov)
+        assert np.real(np.trace(root)) == pytest.approx(np.real(np.sqrt(squares)).sum())
+
+
+def test_the_frechet_distance_of_normal_distributions_is_the_known_one() -> None:
+    one, other = np.random.default_rng(1).normal(size=(2, 40_000, 3))
+    assert frechet_distance(one, 2 * other + [3, 0, 4]) == pytest.approx(25 + 3 * (2 - 1) ** 2, rel=0.02)
+    assert frechet_distance(one, other) < 0.001
+
+
 @pytest.mark.parametrize("block", [7, 1024])
 def test_the_kernel_distance_is_that_of_the_definition(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(metrics, "BLOCK", block)
@@ -62,6 +87,13 @@ def test_the_vendi_score_is_that_of_the_definition_and_counts_different_images()
     assert vendi_score(np.repeat(MADE[:1], 9, axis=0)) == pytest.approx(1)
     assert vendi_score(3 * np.eye(7)) == pytest.approx(7)
     assert vendi_score(np.repeat(np.eye(7), 5, axis=0)) == pytest.approx(7), "copies add nothing"
+
+
+def test_the_mean_distance_is_that_of_all_pairs_and_no_matter_of_their_number() -> None:
+    pairs = [1 - x @ y / np.linalg.norm(x) / np.linalg.norm(y) for i, x in enumerate(MADE) for y in MADE[:i]]
+    assert mean_distance(MADE) == pytest.approx(np.mean(pairs))
+    assert mean_distance(np.eye(7)) == mean_distance(5 * np.eye(3)) == pytest.approx(1)
+    assert mean_distance(np.repeat(MADE[:1], 9, axis=0)) == pytest.approx(0, abs=1e-12)
 
 
 def test_a_classifier_learns_what_can_be_told_apart_and_nothing_else() -> None:
