@@ -334,13 +334,18 @@ def show(run: str | Path, png: Path, where: str, limit: int) -> None:
 def export(run: str | Path, target: str | Path, form: str, shard_mb: int, **options: Any) -> None:
     """Write a run's images and metadata as a training dataset, with a card. TARGET is a new folder.
 
+    The same command goes on where it stopped.
+
     Example: promptmill export runs/demo demo-set --format hf --split train=.9,val=.1 --label tags.kind
     """
     from jobs.export import export as write
+    from jobs.progress import display
 
     if options["c2pa"] and not options["provenance"]:
         raise click.UsageError("--c2pa signs what --provenance says: give both.")
-    done = write(run, target, form=form, shard_bytes=shard_mb * 1_000_000, **options)
+    with display(_stderr()) as shown:
+        told = {"on_message": shown.message, "on_count": shown.count}
+        done = write(run, target, form=form, shard_bytes=shard_mb * 1_000_000, **options, **told)
     splits = ", ".join(f"{name} {count:,}" for name, count in done.splits.items())
     click.echo(f"{done.target}: {sum(done.splits.values()):,} images ({splits}) of {done.classes:,} classes, {done.num_bytes:,} bytes")
 

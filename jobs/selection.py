@@ -5,7 +5,7 @@ the plan's. Damage stops the stream: what was handed out before is right, and no
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -60,8 +60,10 @@ def value_of(row: dict[str, Any], column: str) -> str | None:
     return None if value is None else str(value)
 
 
-def select(run: RunDir, selection: Selection) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Rows of ``metadata`` (tags as a dict) with the encoded bytes of their images.
+def select(
+    run: RunDir, selection: Selection, *, skip: Callable[[dict[str, Any]], bool] = lambda row: False
+) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Rows of ``metadata`` (tags as a dict) with the encoded bytes of their images, but for those to ``skip``, which are not read.
 
     Raises QueryError for a wrong condition; RunFolderError if an image is missing or damaged, or the verdicts change meanwhile.
     """
@@ -70,7 +72,8 @@ def select(run: RunDir, selection: Selection) -> Iterator[tuple[dict[str, Any], 
         sql = f"select * from metadata where shard_id between {first} and {last} and {selection.sql} order by shard_id"  # noqa: S608
         table = query([run.store.root], sql)
         for shard_id, rows in groupby(_rows(table), key=lambda row: row["shard_id"]):
-            yield from _with_images(run, shard_id, {row["sample_id"]: row for row in rows})
+            if wanted := {row["sample_id"]: row for row in rows if not skip(row)}:
+                yield from _with_images(run, shard_id, wanted)
     if read_judged(run.store) != before:
         raise RunFolderError(f"{run.store.root}: was judged anew meanwhile; run the same command again")
 

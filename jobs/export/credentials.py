@@ -5,6 +5,7 @@ identifiers and a random salt, and most signatures are random too: the pixels of
 The manifest: C2PA Technical Specification 2.2, https://spec.c2pa.org, sections on actions and on labels of one's own.
 """
 
+import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ _CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 
 
 class Credentials:
-    """A certificate and its key, tried once; ``signer`` is the name in the certificate."""
+    """A certificate and its key, tried once; ``signer`` is the name in the certificate, ``sha256`` stands for the chain."""
 
     def __init__(self, certificate: Path, key: Path, *, version: str) -> None:
         """``certificate`` is a PEM file, the signer's certificate first and those that vouch for it after it; ``key`` is PKCS #8, also PEM.
@@ -35,6 +36,7 @@ class Credentials:
             raise ExportError(MISSING) from None
         self._c2pa, self._version = c2pa, version
         chain, private, algorithm, self.signer = _read(certificate, key)
+        self.sha256 = hashlib.sha256(chain).hexdigest()
         try:
             self._signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(algorithm, chain, private, None))
             self._context = c2pa.Context(c2pa.Settings.from_dict(SETTINGS))

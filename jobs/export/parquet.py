@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,12 @@ class Tables:
         self._as_struct = pa.types.is_struct(schema.field("image").type)
         self._as_number = pa.types.is_integer(schema.field("label").type)
         self._rows: dict[str, list[dict[str, Any]]] = {split: [] for split in outline.splits}
-        self._files: dict[str, list[Path]] = {split: [] for split in outline.splits}
+        self._files = {split: [self._path(split, number) for number in range(outline.start[split].parts)] for split in outline.splits}
         self._open: dict[str, pq.ParquetWriter] = {}
         self._bytes = dict.fromkeys(outline.splits, 0)
-        (outline.folder / "data").mkdir()
+        (outline.folder / "data").mkdir(exist_ok=True)
 
-    def add(self, item: Item) -> None:
+    def add(self, item: Item) -> Sequence[Path]:
         label = self._numbers.get(item.label) if self._as_number and item.label is not None else item.label
         image = {"bytes": item.data, "path": item.name} if self._as_struct else item.data
         self._rows[item.split].append({**item.row, "label": label, "image": image})
@@ -52,9 +53,11 @@ class Tables:
         full = self._bytes[item.split] >= self._outline.shard_bytes
         if full or len(self._rows[item.split]) == ROWS_PER_GROUP:
             self._flush(item.split)
-        if full:
-            self._open.pop(item.split).close()
-            self._bytes[item.split] = 0
+        if not full:
+            return ()
+        self._open.pop(item.split).close()
+        self._bytes[item.split] = 0
+        return (self._files[item.split][-1],)
 
     def close(self) -> None:
         for split, files in self._files.items():
@@ -67,11 +70,14 @@ class Tables:
 
     def _flush(self, split: str) -> None:
         if split not in self._open:
-            path = self._outline.folder / "data" / f"{split}-{len(self._files[split]):05d}.parquet"
+            path = self._path(split, len(self._files[split]))
             self._files[split].append(path)
             self._open[split] = pq.ParquetWriter(path, self._schema, write_page_checksum=True, **self._encoding())
         self._open[split].write_table(pa.Table.from_pylist(self._rows[split], self._schema).combine_chunks(), row_group_size=ROWS_PER_GROUP)
         self._rows[split] = []
+
+    def _path(self, split: str, number: int) -> Path:
+        return self._outline.folder / "data" / f"{split}-{number:05d}.parquet"
 
     def _encoding(self) -> dict[str, Any]:
         """Only flat columns can be named; the others stay as they are."""

@@ -1,7 +1,7 @@
 """Where an export is written until it is whole: a hidden folder beside the target, held while it is written, published by one rename.
 
-A killed export leaves its hidden folder behind; the next export to the same target takes it over and empties it. What is
-published is on the disk: every file and folder is fsynced before the rename.
+A killed export leaves its hidden folder behind; the next export to the same target takes it over, and goes on with what is finished in it
+(see ``parts``). What is published is on the disk: every file and folder is fsynced before the rename.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from jobs.export.parts import forget
 from pipeline.store import NO_LOCKS, is_url
 from schemas.errors import RunFolderError
 
@@ -22,7 +23,7 @@ FILES_AT_A_TIME = 10_000
 
 @contextlib.contextmanager
 def new_folder(target: str | Path) -> Iterator[Path]:
-    """A folder to write to that becomes ``target`` at the end, or is removed. Raises RunFolderError."""
+    """A folder to write to that becomes ``target`` at the end, is removed after an error, and left after Ctrl-C. Raises RunFolderError."""
     if is_url(str(target)):
         raise RunFolderError(f"{target}: an export goes to a folder of this machine; copy it to the object store when it is done")
     place = Path(target).absolute()
@@ -35,10 +36,13 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     try:
         yield folder
         _sync(folder)
+        forget(folder)
+        _sync_one(folder)
         os.rename(folder, place)
         _sync_one(place.parent)
     except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not (isinstance(error, KeyboardInterrupt) and folder.name.endswith(HIDDEN)):
+            shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError):
             raise RunFolderError(f"{target}: cannot be written: {error.strerror}; nothing was published") from None
         raise
@@ -47,7 +51,7 @@ def new_folder(target: str | Path) -> Iterator[Path]:
 
 
 def _hold(folder: Path, target: str | Path) -> tuple[Path, int]:
-    """Make the folder, or empty the one that a killed export left; locked until the handle is closed, by death too.
+    """Make the folder, or take the one that a killed export left; locked until the handle is closed, by death too.
 
     Where folders cannot be locked (NFS) it is one of a name that no other export has, and stays behind if this one is killed.
     """
@@ -58,8 +62,6 @@ def _hold(folder: Path, target: str | Path) -> tuple[Path, int]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not (folder.exists() and os.path.samestat(os.fstat(handle), folder.stat())):
             raise BlockingIOError  # the other one published it, or gave up, while the lock was asked for
-        for entry in folder.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     except BlockingIOError:
         os.close(handle)
         raise RunFolderError(f"{target}: another export is writing it; wait for it, or choose another target") from None

@@ -3,6 +3,8 @@
 import io
 import json
 import tarfile
+from collections.abc import Sequence
+from pathlib import Path
 
 from jobs.export.base import Item, Outline
 
@@ -14,12 +16,12 @@ class WebDataset:
         self._outline = outline
         self._numbers = {label: number for number, label in enumerate(outline.classes)}
         self._open: dict[str, tarfile.TarFile] = {}
-        self._count = dict.fromkeys(outline.splits, 0)
+        self._count = {split: outline.start[split].parts for split in outline.splits}
         (outline.folder / "classes.json").write_text(json.dumps(list(outline.classes), indent=1) + "\n")
         for split in outline.splits:
             self._begin(split)
 
-    def add(self, item: Item) -> None:
+    def add(self, item: Item) -> Sequence[Path]:
         tar = self._open[item.split]
         key, _, extension = item.name.partition(".")
         parts = {extension: item.data, "txt": item.caption.encode(), "json": json.dumps(item.row, allow_nan=False).encode()}
@@ -29,15 +31,20 @@ class WebDataset:
             info = tarfile.TarInfo(f"{key}.{ending}")
             info.size, info.mode = len(data), 0o644
             tar.addfile(info, io.BytesIO(data))
-        if tar.offset >= self._outline.shard_bytes:
-            tar.close()
-            self._begin(item.split)
+        if tar.offset < self._outline.shard_bytes:
+            return ()
+        tar.close()
+        finished = self._path(item.split)
+        self._count[item.split] += 1
+        self._begin(item.split)
+        return (finished,)
 
     def close(self) -> None:
         for tar in self._open.values():
             tar.close()
 
     def _begin(self, split: str) -> None:
-        path = self._outline.folder / f"{split}-{self._count[split]:06d}.tar"
-        self._open[split] = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed in close()
-        self._count[split] += 1
+        self._open[split] = tarfile.open(self._path(split), "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed in close()
+
+    def _path(self, split: str) -> Path:
+        return self._outline.folder / f"{split}-{self._count[split]:06d}.tar"

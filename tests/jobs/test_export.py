@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -162,32 +164,102 @@ def test_equal_exports_have_equal_bytes_and_none_is_written_over(run: RunDir, tm
 
 KILLED = """
 import os, sys
+from pathlib import Path
+import jobs.export.place
 from jobs.export import export
-from jobs.export.imagefolder import ImageFolder
 
-add = ImageFolder.add
+def die(*args):
+    os.kill(os.getpid(), 9)
 
-def die_at_the_fifth(self, item):
-    add(self, item)
-    if sum(len(files) for _, _, files in os.walk(self._folder)) > 5:
-        os.kill(os.getpid(), 9)
-
-ImageFolder.add = die_at_the_fifth
-export(sys.argv[1], sys.argv[2], form="imagefolder")
+run, target, form, images = sys.argv[1:]
+if images == "all":
+    jobs.export.place._sync = die
+options = {"split": "train=.7,val=.3", "provenance": True, "shard_bytes": 8_000}
+export(run, target, form=form, **options, on_count=lambda what, done, total: done == int(images.replace("all", "0")) and die())
 """
+OPTIONS: dict[str, Any] = {"split": "train=.7,val=.3", "provenance": True, "shard_bytes": 8_000}
 
 
-def test_what_a_killed_export_leaves_is_no_target_and_the_next_one_clears_it(run: RunDir, tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    died = subprocess.run([sys.executable, "-c", KILLED, run.store.root, str(target)], cwd=REPOSITORY, check=False)
+def killed(run: RunDir, target: Path, form: str, images: str = "25") -> tuple[Path, dict[str, Path]]:
+    """An export with OPTIONS that was killed with -9 after so many images, or when all were written: what it left, its finished files."""
+    died = subprocess.run([sys.executable, "-c", KILLED, run.store.root, str(target), form, images], cwd=REPOSITORY, check=False)
     assert died.returncode == -9
-    [left] = tmp_path.iterdir()
-    assert left.name.startswith(".")
-    assert sum(path.is_file() for path in left.rglob("*")) > 5
-    export(run.store.root, target, form="webdataset")
-    export(run.store.root, tmp_path / "undisturbed", form="webdataset")
-    assert digest_of_folder(target) == digest_of_folder(tmp_path / "undisturbed")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "undisturbed"]
+    [left] = target.parent.glob(".*")
+    lines = [json.loads(line) for line in (left / ".parts" / "journal.jsonl").read_text().splitlines()[1:]]
+    return left, {name: left / name for line in lines for name in line["files"]}
+
+
+def identities(folder: Path) -> dict[int, int]:
+    """When each file was written, by its inode."""
+    return {path.stat().st_ino: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run: RunDir, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """Digests of exports that nothing befell, by format."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    for form in FORMATS:
+        export(run.store.root, folder / form, form=form, **OPTIONS)
+    return {form: digest_of_folder(folder / form) for form in FORMATS}
+
+
+@pytest.mark.parametrize(("form", "images"), [*((form, "25") for form in FORMATS), ("hf", "all"), ("coco", "all")])
+def test_a_killed_export_goes_on_and_makes_no_finished_part_again(
+    run: RunDir, undisturbed: dict[str, dict[str, str]], tmp_path: Path, form: str, images: str
+) -> None:
+    target, copy = tmp_path / "out", tmp_path / "run"
+    shutil.copytree(run.store.root, copy)
+    left, finished = killed(run, target, form, images)
+    assert not target.exists()
+    assert len(finished) >= 3
+    before = identities(left)
+    spoil_an_image(copy / layout.images_file(0))  # all of that shard is in finished parts, so nobody reads it
+    told: list[str] = []
+    seen: list[int] = []
+    export(copy, target, form=form, **OPTIONS, on_message=told.append, on_count=lambda what, done, total: seen.append(done))
+    assert [re.sub(r"\d+", "N", line) for line in told] == ["N finished parts are there, with N of N images; going on"]
+    assert digest_of_folder(target) == undisturbed[form]
+    published = [name for name in finished if not name.startswith(".parts")]
+    assert len(before.items() & identities(target).items()) == len(published), "the same files, not written again"
+    assert seen[0] > 1
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("form", ["webdataset", "imagefolder"])
+def test_a_finished_part_that_was_damaged_since_is_made_again(
+    run: RunDir, undisturbed: dict[str, dict[str, str]], tmp_path: Path, form: str
+) -> None:
+    _, finished = killed(run, tmp_path / "out", form)
+    path = next(iter(finished.values()))
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    export(run.store.root, tmp_path / "out", form=form, **OPTIONS)
+    assert digest_of_folder(tmp_path / "out") == undisturbed[form]
+
+
+def test_what_another_export_left_is_cleared_away(run: RunDir, tmp_path: Path) -> None:
+    killed(run, tmp_path / "out", "imagefolder")
+    told: list[str] = []
+    options: dict[str, Any] = OPTIONS | {"where": "clip_score > 0.5"}
+    export(run.store.root, tmp_path / "out", form="imagefolder", **options, on_message=told.append)
+    export(run.store.root, tmp_path / "whole", form="imagefolder", **options)
+    assert told == []
+    assert digest_of_folder(tmp_path / "out") == digest_of_folder(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_an_export_that_is_stopped_with_ctrl_c_keeps_its_finished_parts(
+    run: RunDir, undisturbed: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 25:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(run.store.root, tmp_path / "out", form="hf", **OPTIONS, on_count=stop)
+    told: list[str] = []
+    export(run.store.root, tmp_path / "out", form="hf", **OPTIONS, on_message=told.append)
+    assert len(told) == 1
+    assert digest_of_folder(tmp_path / "out") == undisturbed["hf"]
 
 
 def test_of_two_exports_to_one_target_the_second_is_refused_and_the_first_not_disturbed(run: RunDir, tmp_path: Path) -> None:
@@ -246,14 +318,18 @@ def test_verdicts_of_a_later_filter_count(tmp_path: Path) -> None:
     assert '"min"&#58; 0.8' in card
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_a_damaged_image_is_told_and_nothing_is_published(tmp_path: Path, form: str) -> None:
-    run = finished_run(tmp_path / "run")
-    path = Path(run.store.root, layout.images_file(2))
+def spoil_an_image(path: Path) -> None:
+    """Flip a bit of the first image in a table."""
     data = bytearray(path.read_bytes())
     image = pq.read_table(path)["image"][0].as_py()["bytes"]
     data[data.index(image) + len(image) // 2] ^= 1
     path.write_bytes(data)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_damaged_image_is_told_and_nothing_is_published(tmp_path: Path, form: str) -> None:
+    run = finished_run(tmp_path / "run")
+    spoil_an_image(Path(run.store.root, layout.images_file(2)))
     with pytest.raises(RunFolderError, match=r"images/00002\.parquet: .*'promptmill verify") as caught:
         export(run.store.root, tmp_path / "out", form=form, only="all")
     assert "\n" not in str(caught.value)
