@@ -175,7 +175,7 @@ def _transformer(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
         files = transformer_files(folder, where)
         identity = f"{folder.resolve().name}/{fingerprint(folder, files)}"
     elif HUB_ID.fullmatch(config.model):
-        folder = transformer_from_hub(config.model, revision=None, where=where)
+        folder = transformer_from_hub(config.model, revision=None, where=f"scorers.{name}")
         transformer_files(folder, where)
         identity = f"{config.model}@{folder.name}"
     else:

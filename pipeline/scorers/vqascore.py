@@ -23,7 +23,7 @@ class VqaScorer:
     """One image-text-to-text model of transformers, in the number format of its weights. Each image is asked about by itself."""
 
     def __init__(self, card: ScorerCard) -> None:
-        """Raises ModelError if the folder's parts do not fit together, or the answer is no single token."""
+        """Raises ModelError if the folder's parts do not fit together, the answer is no single token, or a question cannot be asked."""
         self.name, self.version = card.name, card.version
         self._model, self._processor = load_transformer(card, AutoModelForImageTextToText, dtype="auto")
         tokenizer = self._processor.tokenizer
@@ -31,6 +31,12 @@ class VqaScorer:
         if len(answer) != 1 or answer[0] == tokenizer.unk_token_id:
             raise ModelError(f"scorers.{card.name}: {card.model} has no single token for {ANSWER!r}; give another model")
         self._answer = answer[0]
+        try:
+            self.score(np.zeros((1, 64, 64, 3), dtype=np.uint8), ["a dog"])
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            how = "by its chat template" if self._processor.chat_template else "without a chat template, which it has not"
+            raise ModelError(f"scorers.{card.name}: {card.model} cannot be asked {how} ({reason}); give another model") from error
 
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """uint8 (N, H, W, 3) and N prompts -> probabilities, float32 (N,)."""

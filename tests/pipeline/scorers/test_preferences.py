@@ -17,12 +17,14 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 from jobs import open_run
 from jobs.cli import cli
 from jobs.query import query
+from jobs.run import run as run_verb
 from pipeline.scorers import hpsv2, load_scorer
 from pipeline.scorers.base import TextScorer
 from pipeline.scorers.here import on_this_machine
 from pipeline.scorers.resolve import ScorerCard, resolve_scorer
 from schemas.config import ScorerConfig
 from schemas.errors import ModelError
+from tests.fakes import LOADER, fake_job
 from tests.pipeline.scorers import tiny_clip, tiny_transformers
 from tests.runs import finished_run
 
@@ -70,14 +72,13 @@ def test_pickscore_is_the_logit_of_the_whole_model_and_nobody_else_s(folders: di
     assert one == other  # what is said to be cut is cut
 
 
-def test_rescore_adds_pickscore_to_a_run(folders: dict[str, Path], tmp_path: Path) -> None:
-    run = finished_run(tmp_path / "run", prompts=2)
-    result = CliRunner().invoke(cli, ["rescore", run.store.root, "--scorer", f"liked={{type: pickscore, model: {folders['pickscore']}}}"])
-    assert result.exit_code == 0, result.output
-    rows = query([run.store.root], "select sample_id, liked_score, liked_version, liked_truncated from metadata").to_pylist()
+def test_a_run_has_pickscore_as_a_column(folders: dict[str, Path], tmp_path: Path) -> None:
+    job = fake_job(tmp_path, prompts=PROMPTS[:2], scorers={"liked": {"type": "pickscore", "model": str(folders["pickscore"])}})
+    run_verb(job, out=tmp_path / "run", model_loader=LOADER)
+    rows = query([str(tmp_path / "run")], "select sample_id, liked_score, liked_version, liked_truncated from metadata").to_pylist()
     assert {(row["liked_version"], row["liked_truncated"]) for row in rows} == {(card("pickscore", folders["pickscore"]).version, False)}
     told = {row["sample_id"]: row["liked_score"] for row in rows}
-    for picture, row in open_run(run.store.root).images():
+    for picture, row in open_run(tmp_path / "run").images():
         assert told[row["sample_id"]] == pytest.approx(
             plain_pickscore(folders["pickscore"], picture.convert("RGB"), row["prompt"]), rel=1e-4
         )
@@ -132,6 +133,21 @@ def test_hpsv2_is_the_cosine_of_images_that_are_fitted_into_the_square(tiny_hpsv
         on_this_machine(cards[0], ScorerConfig(type="hpsv2", model="HPS_tiny.pt"))
 
 
+@pytest.mark.parametrize("kind", ["vqascore", "hpsv2"])
+def test_rescore_adds_them_to_a_run(folders: dict[str, Path], tiny_hpsv2: dict[str, torch.Tensor], tmp_path: Path, kind: str) -> None:
+    run = finished_run(tmp_path / "run", prompts=2)
+    save_file(tiny_hpsv2, tmp_path / "HPS_tiny.safetensors")
+    model = folders["llava"] if kind == "vqascore" else tmp_path / "HPS_tiny.safetensors"
+    result = CliRunner().invoke(cli, ["rescore", run.store.root, "--scorer", f"liked={{type: {kind}, model: {model}}}"])
+    assert result.exit_code == 0, result.output
+    rows = {row["sample_id"]: row for row in query([run.store.root], "select * from metadata").to_pylist()}
+    scorer = load_scorer(card(kind, model))
+    for picture, row in open_run(run.store.root).images():
+        alone = scorer.score(np.asarray(picture.convert("RGB"))[None], [row["prompt"]])[0]
+        assert rows[row["sample_id"]]["liked_score"] == pytest.approx(alone, rel=1e-5)
+        assert rows[row["sample_id"]]["liked_version"] == scorer.version
+
+
 class Malicious:
     def __reduce__(self):
         return (print, ("code of the checkpoint was run",))
@@ -171,13 +187,18 @@ def test_a_model_of_another_kind_or_without_the_word_is_refused(folders: dict[st
     assert "cannot be loaded" in refusal("vqascore", folders["pickscore"])
     silent = tiny_transformers.make_llava(tmp_path / "silent", words=[word for word in tiny_transformers.WORDS if word != "Yes"])
     assert "has no single token for 'Yes'" in refusal("vqascore", silent)
+    mute = tiny_transformers.make_llava(tmp_path / "mute")
+    (mute / "chat_template.jinja").unlink()
+    assert "cannot be asked without a chat template, which it has not (" in refusal("vqascore", mute)
 
 
 @pytest.mark.parametrize(("kind", "example"), [("pickscore", "yuvalkirstain/PickScore_v1"), ("vqascore", "Qwen/Qwen2.5-VL-3B-Instruct")])
 def test_an_absent_model_is_told_with_what_to_do(tmp_path: Path, kind: str, example: str) -> None:
     assert f"'model' is missing; give a local folder, or a hub name such as {example}" in refusal(kind, "")
     assert f"there is no such folder (looked for {tmp_path}/no where)" in refusal(kind, "no where", tmp_path)
-    assert "is not in the local cache and cannot be downloaded (LocalEntryNotFoundError; HF_HUB_OFFLINE is set)" in refusal(kind, example)
+    told = refusal(kind, example)
+    assert told.startswith(f"scorers.liked: {example} is not in the local cache and cannot be downloaded (")
+    assert f"hf download {example}, or give a local folder" in told
 
 
 def test_models_of_the_hub_come_from_the_cache_and_are_named_by_commit(
