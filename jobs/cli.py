@@ -401,6 +401,24 @@ def serve(run: str | Path, port: int, memory: str) -> None:
 
 @cli.command()
 @RUN
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("labels.csv"), show_default=True, help="CSV of the labels.")
+@click.option("--score", metavar="NAME", help="Scorer that the sample is spread over.  [default: the run's first]")
+@click.option("--count", default=100, show_default=True, type=click.IntRange(1, 10_000), help="Images of the sample.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Another seed is another sample.")
+@click.option("--where", default="true", metavar="SQL", help="Condition on the run's images.")
+@click.option("--port", default=8001, show_default=True, type=click.IntRange(0, 65535), help="Port on 127.0.0.1; 0 is any that is free.")
+def label(run: str | Path, out: Path, **options: Any) -> None:
+    """Label a sample of a run right or wrong in the browser, for 'promptmill audit --labels'. Ctrl-C ends it, the same command goes on."""
+    from jobs.label import label as answer
+
+    def ready(url: str, images: int, before: int) -> None:
+        click.echo(f"{url} asks about {images:,} images, {before:,} have a label in {out}; Ctrl-C ends it")
+
+    answer(run, out, on_ready=ready, **options)
+
+
+@cli.command()
+@RUN
 @click.option("--against", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="Real images, a folder per class.")
 @click.option("--label", default="label", show_default=True, metavar="COLUMN", help="Column, or tags.NAME, that names the classes.")
 @click.option("--where", default="true", metavar="SQL", help="Condition on the run's images.")

@@ -7,6 +7,7 @@ a browser asks for one by one, are often neighbours.
 import hashlib
 import io
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -14,9 +15,9 @@ from PIL import Image, ImageOps
 
 from jobs.run_dir import RunDir
 from jobs.selection import damaged, image_table
-from jobs.serve.rows import Rows
 from pipeline.inputs import FORMATS
 from schemas import layout
+from schemas.records import Marker
 
 SLOTS = 6  # shards of which a row group, 100 MB at the most, is kept
 SMALL_PX = 384
@@ -26,9 +27,9 @@ INPUT_PX = 768
 class Pictures:
     """Encoded images, each checked against its sha256."""
 
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-        self._run = rows.run
+    def __init__(self, run: RunDir, marker: Callable[[int], Marker | None]) -> None:
+        """``marker`` gives the commit marker of a shard, None for one whose images are not shown."""
+        self._run, self._marker = run, marker
         self._slots = [_Slot() for _ in range(SLOTS)]
 
     @property
@@ -38,7 +39,7 @@ class Pictures:
 
     def original(self, shard_id: int, sample_id: str) -> bytes:
         """As it was made. Raises KeyError if there is no such image, RunFolderError if it is damaged."""
-        marker = self._rows.marker(shard_id)
+        marker = self._marker(shard_id)
         if marker is None:
             raise KeyError(sample_id)
         name = layout.images_file(shard_id)

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from urllib.parse import parse_qs
 
 from jobs.report.facts import gather_counts
 from jobs.run_dir import RunDir
 from jobs.serve import pages
+from jobs.serve.answer import KEPT, TYPES, Answer, html
 from jobs.serve.draw_page import Place, draw_page
 from jobs.serve.pictures import Pictures
 from jobs.serve.rows import Rows
@@ -17,18 +17,6 @@ from schemas.errors import QueryError, UserError
 
 REFRESH_SECONDS = 10  # of the overview, while the run goes on
 OTHERS = 12  # draws of a prompt that are shown beside one
-TYPES = {"webp": "image/webp", "png": "image/png", "jpeg": "image/jpeg"}
-KEPT = {"Cache-Control": "private, max-age=3600"}  # an image is a function of its draw
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """Status, media type, bytes and further headers of a reply."""
-
-    body: bytes
-    kind: str = "text/html; charset=utf-8"
-    status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Site:
@@ -36,7 +24,7 @@ class Site:
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
-        self._pictures = Pictures(rows)
+        self._pictures = Pictures(rows.run, rows.marker)
         self._routes: list[tuple[str, Callable[..., Answer]]] = [
             ("/", self._overview),
             ("/gallery", self._gallery),
@@ -63,15 +51,19 @@ class Site:
                     return self.says(500, "That did not work", str(error))
         return self.says(404, "Not found", f"{self.run.store.root} has nothing at {path}")
 
+    def submit(self, path: str, fields: Mapping[str, str]) -> Answer | None:
+        """A run that is shown takes nothing in."""
+        return None
+
     def says(self, status: int, title: str, text: str) -> Answer:
         """A page that only says something."""
-        return _html(pages.message(self.run, title, text), status=status)
+        return html(pages.message(self.run, title, text), status=status)
 
     def _overview(self, _: str) -> Answer:
         self._rows.refresh()
         facts = gather_counts(self.run, self._rows.ask)
         running = facts.status.state == "running"
-        return _html(pages.overview(self.run, facts), headers={"Refresh": str(REFRESH_SECONDS)} if running else {})
+        return html(pages.overview(self.run, facts), headers={"Refresh": str(REFRESH_SECONDS)} if running else {})
 
     def _gallery(self, query: str) -> Answer:
         self._rows.refresh()
@@ -80,7 +72,7 @@ class Site:
             found, error = find(self._rows, view), None
         except QueryError as wrong:
             found, error = None, str(wrong)
-        return _html(pages.gallery(self._rows, view, found, error), status=400 if error else 200)
+        return html(pages.gallery(self._rows, view, found, error), status=400 if error else 200)
 
     def _draw(self, query: str, sample_id: str) -> Answer:
         self._rows.refresh()
@@ -89,7 +81,7 @@ class Site:
             raise KeyError(sample_id)
         others = find(self._rows, View(where=equals("prompt_id", rows[0]["prompt_id"])))
         view, place = self._place(query, sample_id)
-        return _html(draw_page(self._rows, rows[0], view, place, others.rows[:OTHERS], others.total))
+        return html(draw_page(self._rows, rows[0], view, place, others.rows[:OTHERS], others.total))
 
     def _place(self, query: str, sample_id: str) -> tuple[View, Place | None]:
         """The view that led to a draw, and where it stands there; None if it stands there no longer."""
@@ -121,7 +113,3 @@ class Site:
 
     def _input(self, _: str, sha256: str) -> Answer:
         return Answer(body=self._pictures.conditioning(sha256), kind="image/webp", headers=KEPT)
-
-
-def _html(page: str, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
-    return Answer(body=page.encode("utf-8", "replace"), status=status, headers={"Cache-Control": "no-store", **(headers or {})})
