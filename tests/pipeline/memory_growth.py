@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import theilslopes
 
 from pipeline.inputs import Conditions
 from pipeline.models.base import Generated, ImageModel
@@ -42,7 +43,7 @@ class Hoarder:
 
 
 def growth(model: ImageModel, scorers: Sequence[Scorer], folder: Path, *, shards: int, shard_size: int, size_px: int) -> float:
-    """The median over the shards, the first third being the warm-up. Every prompt is another."""
+    """The Theil-Sen slope over the shards, the first third being the warm-up. Every prompt is another."""
     config = fake_config(sampling={"batch_size": BATCH}, output={"shard_size": shard_size}, scorers={scorer.name: {} for scorer in scorers})
     after: list[int] = []
     with ThreadPoolExecutor(1) as encoders:
@@ -52,7 +53,7 @@ def growth(model: ImageModel, scorers: Sequence[Scorer], folder: Path, *, shards
             draws = [make_draw(index, prompt=f"picture {index}", width=size_px, height=size_px) for index in numbers]
             assert run_shard(Shard(shard_id=number, draws=tuple(draws)), stages, stop=lambda: False).failed == 0
             after.append(_resident_bytes())
-    return float(np.median(np.diff(after[shards // 3 :]))) / shard_size
+    return float(theilslopes(after[shards // 3 :])[0]) / shard_size
 
 
 def _resident_bytes() -> int:
@@ -86,7 +87,7 @@ def main() -> None:
             sizes = {"shards": 9 if leak else 30, "shard_size": 352, "size_px": 16}  # 10,560 images
         else:
             model, scorers = _models(folder)
-            sizes = {"shards": 7, "shard_size": 64, "size_px": 32}
+            sizes = {"shards": 12, "shard_size": 64, "size_px": 32}
         print(growth(Hoarder(model) if leak else model, scorers, folder / "run", **sizes))
 
 
