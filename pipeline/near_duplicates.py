@@ -23,19 +23,23 @@ def near_duplicates(phash: np.ndarray, groups: np.ndarray, order: np.ndarray, di
     ``phash`` is uint64 (N,), ``groups`` int (N,); ``order`` holds the rows to look at, best first. Raises UserError
     if there are too many pairs.
     """
-    drop = np.zeros(len(phash), dtype=bool)
+    return leaders(phash, groups, order, distance) != np.arange(len(phash))
+
+
+def leaders(phash: np.ndarray, groups: np.ndarray, order: np.ndarray, distance: int) -> np.ndarray:
+    """For each row the best one that is kept and that it is near to, or itself; int64 (N,). As ``near_duplicates``."""
+    leader = np.arange(len(phash))
     key = np.stack([groups[order].astype(np.uint64), phash[order]], axis=1)
-    _, first = np.unique(key, axis=0, return_index=True)  # of equal hashes the best goes on
-    first.sort()
-    drop[order] = True
-    drop[order[first]] = False
-    rows = order[first]
+    _, first, same = np.unique(key, axis=0, return_index=True, return_inverse=True)  # of equal hashes the best goes on
+    leader[order] = order[first[same.reshape(-1)]]
+    rows = order[np.sort(first)]
     pairs = _pairs(phash[rows], groups[rows], distance) if distance else np.empty((0, 2), dtype=np.int32)
     starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
     for better, worse in zip(pairs[starts, 0], np.split(pairs[:, 1], starts[1:]), strict=False):
-        if not drop[rows[better]]:
-            drop[rows[worse]] = True
-    return drop
+        if leader[rows[better]] == rows[better]:
+            free = rows[worse][leader[rows[worse]] == rows[worse]]
+            leader[free] = rows[better]
+    return leader[leader]  # of equal hashes the best may have found a better one
 
 
 def near_by_cosine(embedding: np.ndarray, groups: np.ndarray, order: np.ndarray, cosine: float) -> np.ndarray:
@@ -61,6 +65,18 @@ def near_by_cosine(embedding: np.ndarray, groups: np.ndarray, order: np.ndarray,
             kept = np.concatenate([kept, block[stays]])
         drop[kept] = False
     return drop
+
+
+def leaders_by_cosine(embedding: np.ndarray, groups: np.ndarray, order: np.ndarray, cosine: float) -> np.ndarray:
+    """For each row the best one that is kept and whose features are as close, or itself; int64 (N,). As ``near_by_cosine``."""
+    leader, drop = np.arange(len(embedding)), near_by_cosine(embedding, groups, order, cosine)
+    for group in np.unique(groups[order[drop[order]]]):
+        rows = order[groups[order] == group]
+        kept, dropped = rows[~drop[rows]], rows[drop[rows]]
+        for start in range(0, len(dropped), _BLOCK):
+            block = dropped[start : start + _BLOCK]
+            leader[block] = kept[_alike(embedding[block], embedding[kept], cosine).argmax(axis=1)]
+    return leader
 
 
 def _alike(one_ND: np.ndarray, other_MD: np.ndarray, cosine: float) -> np.ndarray:

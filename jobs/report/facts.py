@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from PIL import Image
 
 from jobs.judged import added_scorers, read_judged
 from jobs.query import query
+from jobs.report.alike import Alike, Group, find_alike
 from jobs.run_dir import RunDir
 from jobs.selection import Selection, select
 from jobs.status import Ask, Status, status
@@ -66,6 +67,14 @@ class Gallery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lookalikes:
+    """What one measure found to look alike, the pictures of each group with how near they are to its first."""
+
+    found: Alike
+    groups: Sequence[tuple[Group, Sequence[Picture]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """Draws that failed for one reason, and what one of them said."""
 
@@ -89,6 +98,7 @@ class Facts:
     shares: Mapping[str, Sequence[Share]]
     galleries: Sequence[Gallery]
     failures: Sequence[Failure]
+    alike: Sequence[Lookalikes] = ()
 
 
 def gather(run: RunDir) -> Facts:
@@ -97,9 +107,12 @@ def gather(run: RunDir) -> Facts:
     def ask(sql: str) -> list[dict[str, Any]]:
         return query([run.store.root], sql).to_pylist()
 
-    facts = gather_counts(run, ask)
+    facts, rules = gather_counts(run, ask), _rules(run)
     scorers = [*run.job.scorers, *added_scorers(run.store)]
-    return replace(facts, galleries=_galleries(run, ask, scorers[0] if scorers else None, _rules(run)))
+    scorer = scorers[0] if scorers else None
+    images = facts.status.accepted + facts.status.rejected
+    alike = find_alike(run, rules, scorer, images) if images else []
+    return replace(facts, galleries=_galleries(run, ask, scorer, rules), alike=_lookalikes(run, alike, scorer))
 
 
 def gather_counts(run: RunDir, ask: Ask) -> Facts:
@@ -181,14 +194,27 @@ def _galleries(run: RunDir, ask: Ask, scorer: str | None, rules: FilterConfig) -
         [row["sample_id"] for row in ask(f"select sample_id from metadata where {where} order by {order} limit {IMAGES_PER_GALLERY}")]  # noqa: S608
         for _, _, where, order in wanted
     ]
-    ids = ", ".join(f"'{sample_id}'" for sample_id in sorted({one for ids in chosen for one in ids}))
-    found = select(run, Selection(where=f"sample_id in ({ids})", only="all")) if ids else iter(())
-    pictures = {row["sample_id"]: _picture(row, data, score) for row, data in found}
+    pictures = _pictures(run, (one for ids in chosen for one in ids), score)
     return [
         Gallery(title=title, meaning=meaning, pictures=[pictures[one] for one in ids])
         for (title, meaning, *_), ids in zip(wanted, chosen, strict=True)
         if ids
     ]
+
+
+def _lookalikes(run: RunDir, alike: Sequence[Alike], scorer: str | None) -> list[Lookalikes]:
+    shown = (sample_id for found in alike for group in found.groups for sample_id in group.sample_ids)
+    pictures = _pictures(run, shown, f"{scorer}_score" if scorer else None)
+    return [
+        Lookalikes(found=found, groups=[(group, [pictures[sample_id] for sample_id in group.sample_ids]) for group in found.groups])
+        for found in alike
+    ]
+
+
+def _pictures(run: RunDir, sample_ids: Iterable[str], score: str | None) -> dict[str, Picture]:
+    ids = ", ".join(f"'{sample_id}'" for sample_id in sorted(set(sample_ids)))
+    found = select(run, Selection(where=f"sample_id in ({ids})", only="all")) if ids else iter(())
+    return {row["sample_id"]: _picture(row, data, score) for row, data in found}
 
 
 def _picture(row: dict[str, Any], data: bytes, score: str | None) -> Picture:

@@ -2,11 +2,13 @@
 
 import base64
 import html
+import shlex
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from jobs.report.facts import Facts, Failure, Gallery, Histogram, Picture, Share
+from jobs.report.alike import Group
+from jobs.report.facts import Facts, Failure, Gallery, Histogram, Lookalikes, Picture, Share
 from jobs.status import Reason, Status
 
 STYLE = Path(__file__).with_name("style.css")
@@ -33,6 +35,7 @@ def sections(facts: Facts, link: Link = lambda column, value, shown: shown) -> l
         _funnel(facts.status, link),
         *_section("Scores", [f'<div class="scores">{"".join(map(_histogram, facts.histograms))}</div>'] if facts.histograms else []),
         *(part for gallery in facts.galleries for part in _gallery(gallery)),
+        *_section("Look alike", [part for one in facts.alike for part in _alike(one, facts.status.root)]),
         *_section("What was kept", [f'<div class="grid">{shares}</div>'] if shares else []),
         *_section("Failures", [_failures(facts.failures, link)] if facts.failures else []),
         *_section("Time", [_time(facts.status)] if facts.status.stage_seconds else []),
@@ -129,16 +132,38 @@ def _gallery(gallery: Gallery) -> list[str]:
     return _section(head, [f'<div class="pictures">{"".join(map(_picture, gallery.pictures))}</div>'])
 
 
-def _picture(picture: Picture) -> str:
+def _alike(alike: Lookalikes, root: str) -> list[str]:
+    """The largest groups, each with the command that shows all that is in it."""
+    found = alike.found
+    have = (
+        f"{found.repeated:,} of {found.images:,} images have a better one beside them" if found.repeated else "no two images are that near"
+    )
+    groups = "".join(_group(group, pictures, root) for group, pictures in alike.groups)
+    return [f'<p class="soft">By {text(found.measure)}: {have}.</p>', f'<div class="alike">{groups}</div>' if groups else ""]
+
+
+def _group(group: Group, pictures: Sequence[Picture], root: str) -> str:
+    shown = "".join(_picture(picture, group.how[picture.row["sample_id"]]) for picture in pictures)
+    ids = ", ".join(f"'{sample_id}'" for sample_id in group.sample_ids)
+    command = shlex.join(["promptmill", "show", root, "alike.png", "--where", f"sample_id in ({ids})"])
+    more = f", {len(pictures)} of them shown" if len(pictures) < group.size else ""
+    return (
+        f'<div class="card"><h3>{group.size:,} images{more}</h3><div class="pictures few">{shown}</div>'
+        f"<details><summary>To look at them</summary><pre>{text(command)}</pre></details></div>"
+    )
+
+
+def _picture(picture: Picture, how: str = "") -> str:
     row = picture.row
     small = ' class="small"' if max(row["width"], row["height"]) <= SMALL_PX else ""
     score = f'<span class="score">{picture.score:.3f}</span> ' if picture.score is not None else ""
     verdict = text((row["reason"] or row["status"]).replace("_", " "))
     label = f" · {text(row['label'])}" if row["label"] is not None else ""
+    near = f"<b>{how}</b><br>" if how else ""
     return (
         f'<figure><img{small} src="data:image/webp;base64,{base64.b64encode(picture.webp).decode()}" alt="{text(row["prompt"])}">'
         f'<figcaption>{score}<span class="{row["status"]}">{verdict}</span><p title="{text(row["prompt"])}">{text(row["prompt"])}</p>'
-        f'<span class="soft">seed {row["seed"]}{label}</span></figcaption></figure>'
+        f'<span class="soft">{near}seed {row["seed"]}{label}</span></figcaption></figure>'
     )
 
 

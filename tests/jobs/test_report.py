@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from jobs.cli import cli
+from jobs.embeddings import Encoder, file_of, write_encoder, write_features
 from jobs.filter import filter_run
 from jobs.query import query
 from jobs.report import report
@@ -23,7 +25,7 @@ from schemas import layout
 from schemas.errors import UserError
 from schemas.records import Prompt
 from tests import runs
-from tests.runs import finished_run, plan_run
+from tests.runs import commit, finished_run, make_outcome, plan_run
 
 HOSTILE = (
     "<script>document.title='owned'</script>",
@@ -156,6 +158,41 @@ def test_the_command_names_the_page(run: RunDir, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["report", run.store.root, "-o", str(tmp_path / "report.html")])
     assert result.exit_code == 0, result.output
     assert result.output.startswith(f"{tmp_path}/report.html: ")
+
+
+def test_images_that_look_alike_stand_together_with_how_near_they_are(tmp_path: Path) -> None:
+    run = plan_run(tmp_path / "run")
+    told = {1: "00000000000000ff", 2: "00000000000000fe", 5: "00000000000000ff"}
+    for shard_id in range(4):
+        outcomes = [make_outcome(draw, run.job.config) for draw in run.read_shard(shard_id).draws]
+        commit(run, shard_id, outcomes=[replace(one, phash=told.get(int(one.draw.prompt_id[1:]), one.phash)) for one in outcomes])
+    made = query([run.store.root], "select *, clip_score as score from metadata where phash is not null and status != 'failed'").to_pylist()
+    near = [row for row in made if row["prompt_id"] in ("p1", "p2", "p5")]
+    best = min(near, key=lambda row: (row["status"], -row["score"] if row["score"] == row["score"] else 2, row["sample_id"]))
+    (by_hash,) = gather(run).alike
+    assert by_hash.found.measure == "hashes that differ in at most 4 of 64 bits"
+    first, pictures = by_hash.groups[0]
+    assert (first.size, set(first.sample_ids)) == (len(near), {row["sample_id"] for row in near})
+    assert pictures[0].row["sample_id"] == first.sample_ids[0] == best["sample_id"]
+    bits = {row["sample_id"]: (int(row["phash"], 16) ^ int(best["phash"], 16)).bit_count() for row in near}
+    assert first.how == {
+        name: "the best of them" if name == best["sample_id"] else f"{count} of 64 bits differ" if count else "the same hash"
+        for name, count in bits.items()
+    }
+    report(run.store.root, tmp_path / "report.html")
+    assert f"promptmill show {run.store.root} alike.png --where" in Page(tmp_path / "report.html").text
+    filter_run(run.store.root, ['filter.rules=[{"phash_distance": 0, "within": "prompt"}]'])
+    write_encoder(run.store, Encoder("v", 2))
+    for marker in run.markers():
+        ids = [row["sample_id"] for row in made if row["shard_id"] == marker.shard_id]
+        angles = [{"p1": 0.0, "p2": 0.01}.get(row["prompt_id"], 0.5 + 0.3 * at) for at, row in enumerate(made) if row["sample_id"] in ids]
+        write_features(run.store, file_of(marker, "v"), ids, np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    by_hash, by_features = gather(run).alike
+    assert by_hash.found.measure == "equal hashes, within each prompt"
+    assert {group.size for group, _ in by_hash.groups} == {2}
+    assert by_features.found.measure == "CLIP features with a cosine of at least 0.98"
+    assert by_features.groups[0][0].size == 4
+    assert "cosine 1.000" in by_features.groups[0][0].how.values()
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")

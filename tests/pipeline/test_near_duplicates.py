@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline import near_duplicates as module
-from pipeline.near_duplicates import near_duplicates
+from pipeline.near_duplicates import leaders, leaders_by_cosine, near_by_cosine, near_duplicates
 from schemas.errors import UserError
 
 
@@ -36,6 +36,28 @@ def test_the_same_are_dropped_as_by_comparing_all(distance: int, monkeypatch: py
     assert expected.any()
     assert not expected[order].all()
     np.testing.assert_array_equal(near_duplicates(phash, groups, order, distance), expected)
+
+
+def test_what_is_dropped_leads_to_a_better_one_of_its_group_that_is_kept_and_near() -> None:
+    rng = np.random.default_rng(3)
+    phash, groups, order = hashes(rng, 300, 3), rng.integers(0, 3, 300), rng.permutation(300)[:250]
+    features_ND = rng.normal(size=(40, 8))[rng.integers(0, 40, 300)] + rng.normal(size=(300, 8)) / 4
+    features_ND = (features_ND / np.linalg.norm(features_ND, axis=1)[:, None]).astype(np.float16)
+    rank = {int(row): number for number, row in enumerate(order)}
+    bits = np.bitwise_count(phash[:, None] ^ phash)
+    cosines = features_ND.astype(float) @ features_ND.astype(float).T
+    for leader, near, drop in (
+        (leaders(phash, groups, order, 4), bits <= 4, near_duplicates(phash, groups, order, 4)),
+        (leaders_by_cosine(features_ND, groups, order, 0.95), cosines >= 0.949, near_by_cosine(features_ND, groups, order, 0.95)),
+    ):
+        assert drop.any()
+        np.testing.assert_array_equal(leader != np.arange(300), drop)
+        for row in np.flatnonzero(drop):
+            at = leader[row]
+            assert not drop[at]
+            assert near[row, at]
+            assert groups[row] == groups[at]
+            assert rank[int(at)] < rank[int(row)]
 
 
 def test_a_row_that_resembles_only_a_dropped_one_is_kept() -> None:
