@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import theilslopes
@@ -53,7 +54,8 @@ def growth(model: ImageModel, scorers: Sequence[Scorer], folder: Path, *, shards
             draws = [make_draw(index, prompt=f"picture {index}", width=size_px, height=size_px) for index in numbers]
             assert run_shard(Shard(shard_id=number, draws=tuple(draws)), stages, stop=lambda: False).failed == 0
             after.append(_resident_bytes())
-    return float(theilslopes(after[shards // 3 :])[0]) / shard_size
+    slope: Any = theilslopes(after[shards // 3 :])[0]
+    return float(slope) / shard_size
 
 
 def _resident_bytes() -> int:
