@@ -281,6 +281,7 @@ def audit(run: str | Path, labels: Path | None, score: str | None, precision: fl
 @click.option("--sample", "samples", multiple=True, metavar="ID", help="Make only this image again and compare its bytes. Repeatable.")
 def verify(run: str | Path, regenerate: int, samples: Sequence[str]) -> None:
     """Check a run: checksums, row counts, agreement of the tables with the plan and with each other."""
+    from jobs.progress import display
     from jobs.run_dir import RunDir
     from jobs.verify import verify as check
     from jobs.verify import verify_samples
@@ -288,10 +289,11 @@ def verify(run: str | Path, regenerate: int, samples: Sequence[str]) -> None:
     if samples and regenerate:
         raise click.UsageError("--sample and --regenerate: give one of them.")
     run_dir = RunDir.open(run)
-    if samples:
-        report = verify_samples(run_dir, samples, _remaker(run_dir))
-    else:
-        report = check(run_dir, regenerate=regenerate, remake=_remaker(run_dir) if regenerate else None)
+    with display(_stderr()) as shown:
+        if samples:
+            report = verify_samples(run_dir, samples, _remaker(run_dir))
+        else:
+            report = check(run_dir, regenerate=regenerate, remake=_remaker(run_dir) if regenerate else None, on_count=shown.count)
     for problem in report.problems:
         click.echo(str(problem), err=True)
     click.echo(report.summary())

@@ -15,8 +15,7 @@ from PIL import Image
 from jobs.embeddings import Encoder, file_of, write_encoder, write_features
 from jobs.encoder import load_encoder
 from jobs.lease import hold
-from jobs.run_dir import RunDir
-from jobs.selection import damaged
+from jobs.run_dir import RunDir, damaged
 from schemas import layout
 from schemas.errors import RunFolderError
 from schemas.records import Marker
@@ -63,7 +62,7 @@ def _embed(run: RunDir, marker: Marker, encoder: Any) -> int:
         data = [image["bytes"] for image in table["image"].to_pylist()]
         features_ND = _features(encoder, data)
     except (OSError, pa.ArrowException) as error:
-        raise damaged(run, file, f"cannot be read ({str(error).splitlines()[0]})") from None
+        raise damaged(run, file, error) from None
     write_features(run.store, file_of(marker, encoder.version), table["sample_id"].to_pylist(), features_ND)
     return len(data)
 

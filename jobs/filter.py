@@ -24,7 +24,7 @@ from jobs.added_scores import added_columns
 from jobs.embeddings import read_features
 from jobs.judged import Judged, added_scorers, read_judged
 from jobs.lease import Lease, hold
-from jobs.run_dir import RunDir
+from jobs.run_dir import RunDir, damaged
 from pipeline.filter import PASSED, Judgement, Rows, judge_rows
 from pipeline.write import parquet_bytes
 from schemas import layout
@@ -235,8 +235,7 @@ def _read(run: RunDir, markers: Sequence[Marker], columns: list[str] | None, add
                 raise OSError("its bytes are not those that were committed")
             table = pq.read_table(pa.BufferReader(data), columns=[*{*own, "sample_id"}] if added else own, use_threads=False)
         except (OSError, pa.ArrowException) as error:
-            why = str(error).splitlines()[0]
-            raise RunFolderError(f"{run.store.root}/{name}: cannot be read ({why}); 'promptmill verify' tells what to do") from None
+            raise damaged(run, name, error) from None
         for scorer, version in added.items():
             for column, values in added_columns(run.store, marker, scorer, version, table["sample_id"].to_pylist()).items():
                 table = table.append_column(column, pa.array(values, schema.field(column).type))

@@ -16,7 +16,7 @@ from jobs.added_scores import read_scores, write_scores
 from jobs.filter import publish
 from jobs.judged import added_scorers, read_judged
 from jobs.lease import hold
-from jobs.run_dir import RunDir
+from jobs.run_dir import RunDir, damaged
 from pipeline.rescore import score_shard
 from pipeline.scorers import load_scorer
 from pipeline.scorers.base import Scorer
@@ -72,7 +72,6 @@ def _score(run: RunDir, marker: Marker, scorer: Scorer) -> int:
         images = {row["sample_id"]: row["image"]["bytes"] for row in table.to_pylist()}
         found = score_shard(run.read_shard(marker.shard_id), images, scorer, run.job.config.batch_size)
     except (OSError, pa.ArrowException) as error:
-        why = str(error).splitlines()[0]
-        raise RunFolderError(f"{run.store.root}/{file}: cannot be read ({why}); 'promptmill verify' tells what to do") from None
+        raise damaged(run, file, error) from None
     write_scores(run.store, marker, scorer.name, scorer.version, found)
     return len(found)

@@ -7,10 +7,9 @@ away, and the run goes on with what is missing. Killed in between, the shard is 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.run_dir import RunDir
+from jobs.run_dir import RunDir, damaged
 from pipeline.write import save_partial
 from schemas import layout
-from schemas.errors import RunFolderError
 from schemas.records import Marker, Outcome, Status
 from schemas.tables import outcome_from_row
 
@@ -32,8 +31,7 @@ def _made(run_dir: RunDir, marker: Marker) -> list[Outcome]:
     made = [row for row in rows if row["status"] != Status.FAILED]
     missing = [row["sample_id"] for row in made if row["sample_id"] not in images]
     if missing:
-        name = layout.images_file(marker.shard_id)
-        raise RunFolderError(f"{run_dir.store.root}/{name}: lacks image {missing[0]}; 'promptmill verify' tells what to do")
+        raise damaged(run_dir, layout.images_file(marker.shard_id), f"lacks image {missing[0]}")
     return [outcome_from_row(row, images[row["sample_id"]], run_dir.job.scorers) for row in made]
 
 
@@ -41,5 +39,4 @@ def _read(run_dir: RunDir, name: str) -> list[dict]:
     try:
         return pq.read_table(pa.BufferReader(run_dir.store.get(name)), page_checksum_verification=True).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        why = str(error).splitlines()[0]
-        raise RunFolderError(f"{run_dir.store.root}/{name}: cannot be read ({why}); 'promptmill verify' tells what to do") from None
+        raise damaged(run_dir, name, error) from None

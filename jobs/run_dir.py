@@ -244,6 +244,12 @@ def _refuse_other_job(store: Store, old: JobRecord, new: JobRecord) -> None:
     )
 
 
+def damaged(run: RunDir, name: str, what: str | Exception) -> RunFolderError:
+    """What is wrong with a file, or the error that reading it gave; and what to do."""
+    found = what if isinstance(what, str) else f"cannot be read ({str(what).splitlines()[0]})"
+    return RunFolderError(f"{run.store.root}/{name}: {found}; 'promptmill verify {run.store.root}' tells what to do")
+
+
 def _refuse_foreign_folder(store: Store) -> None:
     if set(store.top_level()) - {layout.LEASE}:
         raise RunFolderError(f"{store.root}: is not empty and holds no promptmill run; choose an empty or a new folder")

@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 
 from jobs.judged import added_scorers, read_judged
 from jobs.query import query
-from jobs.run_dir import RunDir
+from jobs.run_dir import RunDir, damaged
 from pipeline.store import is_url, open_objects
 from schemas import layout
 from schemas.errors import QueryError, RunFolderError
@@ -126,9 +126,4 @@ def _images(run: RunDir, name: str) -> Iterator[tuple[str, bytes]]:
             for row in batch.to_pylist():
                 yield row["sample_id"], row["image"]["bytes"]
     except (OSError, pa.ArrowException) as error:
-        raise damaged(run, name, f"cannot be read ({str(error).splitlines()[0]})") from None
-
-
-def damaged(run: RunDir, name: str, what: str) -> RunFolderError:
-    """What is wrong with a file, and what to do."""
-    return RunFolderError(f"{run.store.root}/{name}: {what}; 'promptmill verify {run.store.root}' tells what to do")
+        raise damaged(run, name, error) from None

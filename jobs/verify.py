@@ -13,6 +13,7 @@ import numpy as np
 
 from jobs.judged import read_judged
 from jobs.run_dir import RunDir
+from jobs.verify_embeddings import embedding_problems
 from jobs.verify_rows import AGAIN, Problem, Remake, named, regenerated, spread
 from jobs.verify_shard import check_shard
 from schemas import layout
@@ -53,15 +54,20 @@ class Report:
 
 
 def verify(
-    run_dir: RunDir, *, regenerate: int = 0, remake: Remake | None = None, on_shard: Callable[[int, int], None] = lambda done, total: None
+    run_dir: RunDir,
+    *,
+    regenerate: int = 0,
+    remake: Remake | None = None,
+    on_count: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Report:
     """Check every shard that has a marker, and look for files that belong to none.
 
     ``regenerate`` images, evenly spread over the dataset, are made again by ``remake(draws)`` and compared byte for
-    byte. ``on_shard(done, total)`` is told the progress. Raises RunFolderError if the run was never planned.
+    byte. ``on_count(what, done, total)`` is told the progress. Raises RunFolderError if the run was never planned.
     """
     index = run_dir.plan
     names = {folder: run_dir.store.list(folder) for folder in FILE_OF}  # before the markers: a shard may be committed meanwhile
+    features = run_dir.store.list(layout.EMBEDDINGS)
     tally = _Tally()
     markers = list(_usable_markers(run_dir, index, tally))
     with ThreadPoolExecutor(thread_name_prefix="verify") as pool:
@@ -71,14 +77,16 @@ def verify(
             tally.draws += found.draws
             tally.images += found.images
             tally.remember(marker.shard_id, found.sample_ids)
-            on_shard(done, len(markers))
+            on_count("shards", done, len(markers))
     tally.problems += tally.repeated()
     tally.problems += _strays(run_dir, index, names)
     tally.problems += _damaged_inputs(run_dir)
     tally.problems += _damaged_verdicts(run_dir)
+    tally.problems += embedding_problems(run_dir, features, markers, on_count=on_count)
     again = 0
     if regenerate and remake:
-        again, differing = regenerated(spread(run_dir, markers, regenerate), remake)
+        picked = list(spread(run_dir, markers, regenerate))
+        again, differing = regenerated(picked, remake, on_count=lambda done: on_count("images made again", done, len(picked)))
         tally.problems += differing
     return Report(
         shards=len(markers),

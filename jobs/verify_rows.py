@@ -70,7 +70,9 @@ def _shape(kind: str, width: int, height: int) -> str:
     return f"{kind} of {width} x {height} px"
 
 
-def regenerated(picked: Iterable["Picked"], remake: Remake) -> tuple[int, list[Problem]]:
+def regenerated(
+    picked: Iterable["Picked"], remake: Remake, *, on_count: Callable[[int], None] = lambda done: None
+) -> tuple[int, list[Problem]]:
     """Make images again; how many were compared, and which differ."""
     compared, problems, waiting = 0, [], []
     for one in picked:
@@ -79,6 +81,7 @@ def regenerated(picked: Iterable["Picked"], remake: Remake) -> tuple[int, list[P
             problems += _differing(waiting, remake)
             compared += len(waiting)
             waiting = []
+            on_count(compared)
     problems += _differing(waiting, remake) if waiting else []
     return compared + len(waiting), problems
 

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image, ImageOps
 
-from jobs.run_dir import RunDir
-from jobs.selection import damaged, image_table
+from jobs.run_dir import RunDir, damaged
+from jobs.selection import image_table
 from pipeline.inputs import FORMATS
 from schemas import layout
 from schemas.records import Marker
@@ -46,7 +46,7 @@ class Pictures:
         try:
             data, sha256 = self._slots[shard_id % SLOTS].get(self._run, name, marker.images_sha256, sample_id)
         except (OSError, pa.ArrowException) as error:
-            raise damaged(self._run, name, f"cannot be read ({str(error).splitlines()[0]})") from None
+            raise damaged(self._run, name, error) from None
         if hashlib.sha256(data).hexdigest() != sha256:
             raise damaged(self._run, name, f"image {sample_id} is not the one that was made: its sha256 differs")
         return data

@@ -18,8 +18,7 @@ import pyarrow.types as pt
 
 from jobs.judged import added_scorers, metadata_sources
 from jobs.query import BEFORE_LOCK, Guard
-from jobs.run_dir import READERS, JobRecord, RunDir
-from jobs.selection import damaged
+from jobs.run_dir import READERS, JobRecord, RunDir, damaged
 from pipeline.store import Store
 from schemas import layout
 from schemas.errors import QueryError
@@ -178,8 +177,7 @@ class Rows:
             data = pa.BufferReader(self.run.store.get(name))
             return pq.ParquetFile(data, page_checksum_verification=True).read(use_threads=False)
         except (OSError, pa.ArrowException) as error:
-            what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({str(error).splitlines()[0]})"
-            raise damaged(self.run, name, what) from None
+            raise damaged(self.run, name, "is missing" if isinstance(error, FileNotFoundError) else error) from None
 
 
 def _index_of_verdicts(run: RunDir) -> bytes:

@@ -107,7 +107,7 @@ def test_retry_failed_of_a_damaged_shard_is_refused_and_changes_nothing(tmp_path
     make(job, tmp_path / "run")
     name = tmp_path / "run" / layout.images_file(0)
     name.write_bytes(b"x" * name.stat().st_size)
-    with pytest.raises(RunFolderError, match=r"images/00000.parquet: cannot be read .*'promptmill verify' tells"):
+    with pytest.raises(RunFolderError, match=r"images/00000.parquet: cannot be read .*'promptmill verify .*run' tells"):
         make(job, tmp_path / "run", retry_failed=True)
     assert (tmp_path / "run" / layout.done_file(0)).exists()
 

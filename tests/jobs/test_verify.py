@@ -83,7 +83,7 @@ def test_a_good_run_has_no_problem_and_is_not_touched(tmp_path: Path, image_form
     run = finished_run(tmp_path / "run", config=make_config(image_format=image_format))
     before = digest_of_folder(tmp_path / "run")
     seen: list[tuple[int, int]] = []
-    report = verify(run, on_shard=lambda done, total: seen.append((done, total)))
+    report = verify(run, on_count=lambda what, done, total: seen.append((done, total)))
     assert report.problems == ()
     assert report.ok
     assert report.summary() == "no problem in 4 of 4 shards, 16 draws, 14 images"
