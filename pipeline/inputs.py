@@ -32,11 +32,13 @@ class Conditions:
     """What conditions one draw besides its text, None where the mode has no such input.
 
     ``init_HWC`` and ``control_HWC``: uint8 (H, W, 3). ``mask_HW``: bool (H, W), True where the image is painted anew.
+    ``reference_HWC``: uint8, of the size that the picture has, which is not that of the draw.
     """
 
     init_HWC: np.ndarray | None = None
     mask_HW: np.ndarray | None = None
     control_HWC: np.ndarray | None = None
+    reference_HWC: np.ndarray | None = None
 
 
 class InputReader:
@@ -74,7 +76,8 @@ def conditions(draw: Draw, get: Callable[[str], bytes]) -> Conditions:
     """The input images of a draw at the sampler's size; ``get`` gives the bytes of a sha256.
 
     EXIF orientation is applied and transparency laid over white. An image is scaled and cropped about its centre
-    to fill the size. ``draw.input_transform`` adds ``margins LEFT TOP RIGHT BOTTOM`` (pixels of a canvas to paint),
+    to fill the size; a reference is left as it is.
+    ``draw.input_transform`` adds ``margins LEFT TOP RIGHT BOTTOM`` (pixels of a canvas to paint),
     ``canny LOW HIGH`` (edges of the control image) or ``downscale N`` (the init is 1/N of the size). Raises BadInput.
     """
     verb, *numbers = (draw.input_transform or "as-is").split()
@@ -91,7 +94,8 @@ def conditions(draw: Draw, get: Callable[[str], bytes]) -> Conditions:
     control_HWC = _pixels(control, size)
     if verb == "canny" and control_HWC is not None:
         control_HWC = canny(control_HWC, *map(int, numbers))
-    return Conditions(init_HWC=_pixels(init, size), mask_HW=_mask(mask, size), control_HWC=control_HWC)
+    reference = np.asarray(_decoded(get(draw.reference_sha256))) if draw.reference_sha256 else None
+    return Conditions(init_HWC=_pixels(init, size), mask_HW=_mask(mask, size), control_HWC=control_HWC, reference_HWC=reference)
 
 
 def with_kept_pixels(images_NHWC: np.ndarray, conditions: Sequence[Conditions]) -> np.ndarray:

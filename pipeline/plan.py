@@ -17,7 +17,7 @@ from pipeline.store import Store
 from schemas import layout
 from schemas.config import JobConfig, SamplingConfig
 from schemas.errors import PromptError
-from schemas.modes import ROLES, STRENGTH
+from schemas.modes import ROLES, SCALED, STRENGTH
 from schemas.records import Draw, PlanIndex, Prompt, Shard
 from schemas.seeds import noise_seed
 
@@ -74,7 +74,8 @@ def expand(
             init_sha256=sha256.get("init"),
             mask_sha256=sha256.get("mask"),
             control_sha256=sha256.get("control"),
-            control_scale=sampling.control_scale if sampling.mode == "control" else None,
+            reference_sha256=sha256.get("reference"),
+            control_scale=sampling.control_scale if sampling.mode in SCALED else None,
             input_transform=_input_transform(sampling, input_scale),
         )
 

@@ -208,6 +208,17 @@ class VaeConfig(Section):
     revision: str | None = Field(default=None, description="commit of a hub name; without it the newest is looked up once and recorded")
 
 
+class IpAdapterConfig(Section):
+    """What lets an image be a prompt, for Stable Diffusion 1 and XL (Ye et al. 2023, arXiv:2308.06721); none of faces (FaceID)."""
+
+    id: str = Field(description="a folder, or a hub name such as h94/IP-Adapter")
+    file: str = Field(
+        default="models/ip-adapter_sd15.safetensors", description="its weights there, such as sdxl_models/ip-adapter_sdxl.safetensors"
+    )
+    image_encoder: str = Field(default="models/image_encoder", description="folder of the CLIP that reads the image, there too")
+    revision: str | None = Field(default=None, description="commit of a hub name; without it the newest is looked up once and recorded")
+
+
 class SecondStageConfig(Section):
     """A second model that goes on from the first one's image: a refiner, or an upscaler with which the images get larger.
 
@@ -295,7 +306,10 @@ class ModelConfig(Section):
     variant: str | None = Field(default=None, description="weight files with this infix, for example fp16")
     controlnet: str | None = Field(
         default=None,
-        description="for sampling.mode control: 'demo' (edges), a local folder or hub name of a ControlNet that fits the model",
+        description="for sampling.mode control: 'demo' (edges), the folder or hub name of a ControlNet or T2I-Adapter that fits the model",
+    )
+    ip_adapter: Annotated[IpAdapterConfig, _shorthand("id")] | None = Field(
+        default=None, description="for sampling.mode image-prompt: see below"
     )
     loras: list[Annotated[LoraConfig, _shorthand("id")]] = Field(default_factory=list, description="LoRA weights: see below")
     embeddings: list[Annotated[EmbeddingConfig, _shorthand("id")]] = Field(default_factory=list, description="textual inversion: see below")
@@ -317,7 +331,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _weights_are_ours(self) -> Self:
-        given = [name for name in ("controlnet", "loras", "embeddings", "vae", "second_stage") if getattr(self, name)]
+        given = [name for name in ("controlnet", "ip_adapter", "loras", "embeddings", "vae", "second_stage") if getattr(self, name)]
         if self.endpoint and given:
             raise ValueError(f"{given[0]}: the weights of an endpoint are its own; take it out")
         return self
@@ -346,7 +360,7 @@ class SamplingConfig(Section):
     mode: Mode = Field(
         default="text-to-image",
         description="what conditions the images besides text; input images come from the prompt file's columns init_image,"
-        " mask_image (white is painted anew) and control_image",
+        " mask_image (white is painted anew), control_image and reference_image",
     )
     scheduler: str = Field(
         default="default",
@@ -381,7 +395,9 @@ class SamplingConfig(Section):
     canny: CannyConfig | None = Field(
         default=None, description="for control: make edges of the control images; without it they are used as they are"
     )
-    control_scale: float = Field(default=1.0, ge=0, le=10, description="for control: weight of the ControlNet (Zhang et al. 2023)")
+    control_scale: float = Field(
+        default=1.0, ge=0, le=10, description="for control and image-prompt: weight of the ControlNet, T2I-Adapter or IP-Adapter"
+    )
     negative_prompt: str = Field(default="", description="used where a prompt brings none of its own")
     prompt_weighting: bool = Field(
         default=False,
@@ -598,6 +614,8 @@ class JobConfig(Section):
             )
         if (self.sampling.mode == "control") != (self.model.controlnet is not None):
             raise ValueError("sampling.mode: control and model.controlnet belong together; give both or neither")
+        if (self.sampling.mode == "image-prompt") != (self.model.ip_adapter is not None):
+            raise ValueError("sampling.mode: image-prompt and model.ip_adapter belong together; give both or neither")
         if self.sampling.guidance_interval and self.model.compute.step_cache:
             raise ValueError("sampling.guidance_interval cannot be had together with model.compute.step_cache; take one of them out")
         if self.model.second_stage and self.sampling.mode != "text-to-image":

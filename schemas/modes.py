@@ -2,8 +2,8 @@
 
 from typing import Literal, get_args
 
-Mode = Literal["text-to-image", "image-to-image", "inpainting", "outpainting", "control", "super-resolution"]
-Role = Literal["init", "mask", "control"]
+Mode = Literal["text-to-image", "image-to-image", "inpainting", "outpainting", "control", "image-prompt", "super-resolution"]
+Role = Literal["init", "mask", "control", "reference"]
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -14,11 +14,16 @@ INPUTS: dict[Mode, tuple[Role, ...]] = {
     "inpainting": ("init", "mask"),
     "outpainting": ("init",),
     "control": ("control",),
+    "image-prompt": ("reference",),
     "super-resolution": ("init",),
 }
 
 STRENGTH: dict[str, float] = {"image-to-image": 0.6, "inpainting": 1.0, "outpainting": 1.0}
 """Default share of the noise schedule that is run over the init image; modes that are not here take no strength."""
+
+
+SCALED: tuple[Mode, ...] = ("control", "image-prompt")
+"""Modes whose input has a weight, ``control_scale``."""
 
 
 def column(role: Role) -> str:

@@ -83,6 +83,7 @@ class Draw:
     guidance_rescale: float | None = None
     prompt_weighting: bool | None = None
     guidance_interval: tuple[float, float] | None = None
+    reference_sha256: str | None = None
 
     def identity(self) -> dict[str, object]:
         """All fields that decide the image; label and tags do not. A draw without what came later keeps its id."""
@@ -106,7 +107,7 @@ class Draw:
         return (*how, *guidance, self.strength, self.control_scale, self.input_transform)
 
 
-_LATER = ("guidance_rescale", "prompt_weighting", "guidance_interval")
+_LATER = ("guidance_rescale", "prompt_weighting", "guidance_interval", "reference_sha256")
 _IDENTITY = tuple(field.name for field in fields(Draw) if field.name not in ("label", "tags"))
 
 

@@ -27,7 +27,12 @@ _DRAW: list[tuple[str, pa.DataType, bool, str]] = [  # name, type, nullable, mea
     ("negative_prompt", _TEXT, False, "text that guidance moves away from; may be empty"),
     ("label", _TEXT, True, "label of the prompt source, if it has one"),
     ("tags", _TAGS, False, "all further columns of the prompt source"),
-    ("mode", _TEXT, False, "what conditions the image: text-to-image, image-to-image, inpainting, outpainting, control, super-resolution"),
+    (
+        "mode",
+        _TEXT,
+        False,
+        "what conditions the image: text-to-image, image-to-image, inpainting, outpainting, control, image-prompt, super-resolution",
+    ),
     ("model", _TEXT, False, "model id; the folder's name for a local model"),
     (
         "model_revision",
@@ -55,7 +60,8 @@ _DRAW: list[tuple[str, pa.DataType, bool, str]] = [  # name, type, nullable, mea
     ("init_sha256", _TEXT, True, "sha256 of the init image's file, which lies in inputs/"),
     ("mask_sha256", _TEXT, True, "sha256 of the mask's file"),
     ("control_sha256", _TEXT, True, "sha256 of the control image's file"),
-    ("control_scale", pa.float64(), True, "weight of the ControlNet"),
+    ("reference_sha256", _TEXT, True, "sha256 of the file of the image that is a prompt"),
+    ("control_scale", pa.float64(), True, "weight of the ControlNet, T2I-Adapter or IP-Adapter"),
     ("input_transform", _TEXT, True, "made of the input image: margins LEFT TOP RIGHT BOTTOM, canny LOW HIGH, downscale N; null: nothing"),
 ]
 

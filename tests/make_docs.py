@@ -14,6 +14,7 @@ from schemas.config import (
     EmbeddingConfig,
     EndpointConfig,
     ExpandConfig,
+    IpAdapterConfig,
     JobConfig,
     LoraConfig,
     SecondStageConfig,
@@ -64,6 +65,7 @@ def config_page() -> str:
         "An entry of `model.loras`": LoraConfig,
         "An entry of `model.embeddings`": EmbeddingConfig,
         "`model.vae`": VaeConfig,
+        "`model.ip_adapter`": IpAdapterConfig,
         "`model.second_stage`": SecondStageConfig,
     }.items():
         parts += [f"### {name}", getdoc(section) or "", _fields_table(section)]

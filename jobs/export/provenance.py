@@ -19,7 +19,7 @@ IPTC, XMP, OWN = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/", "http://ns.adobe
 SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 MOST_TEXT = 4000  # characters of a prompt: a packet in a JPEG has 64 kB
 DRAW = ("sample_id", "seed", "draw_index", "scheduler", "steps", "guidance_scale", "strength")
-INPUTS = ("init_sha256", "mask_sha256", "control_sha256")
+INPUTS = ("init_sha256", "mask_sha256", "control_sha256", "reference_sha256")
 for _prefix, _uri in {"x": X, "rdf": RDF, "Iptc4xmpExt": IPTC, "xmp": XMP, "promptmill": OWN}.items():
     ElementTree.register_namespace(_prefix, _uri)
 

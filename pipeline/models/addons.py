@@ -4,7 +4,7 @@ Found, checked through and pinned as the model itself is: safetensors only, and 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,7 +22,7 @@ from pipeline.weights import (
     read_json,
     safetensors_names,
 )
-from schemas.config import EmbeddingConfig, LoraConfig, ModelConfig
+from schemas.config import EmbeddingConfig, IpAdapterConfig, LoraConfig, ModelConfig
 from schemas.errors import ModelError
 
 SDXL_EMBEDDINGS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
@@ -60,6 +60,7 @@ class Addons:
     loras: tuple[Addon, ...] = ()
     embeddings: tuple[Addon, ...] = ()
     vae: Addon | None = None
+    ip_adapter: Addon | None = None
 
     @property
     def digest(self) -> str | None:
@@ -67,6 +68,7 @@ class Addons:
         lines = [f"lora {one.name} {one.sha256}" for one in self.loras]
         lines += [f"embedding {one.token} {one.sha256}" for one in self.embeddings]
         lines += [f"vae {self.vae.sha256}"] if self.vae else []
+        lines += [f"ip_adapter {self.ip_adapter.sha256}"] if self.ip_adapter else []
         return f"sha256:{hashlib.sha256(chr(10).join(lines).encode()).hexdigest()[:16]}" if lines else None
 
 
@@ -76,7 +78,12 @@ def resolve_addons(config: ModelConfig, *, base_dir: Path, vae: dict[str, Any] |
     embeddings = sorted((_embedding(one, base_dir) for one in config.embeddings), key=lambda one: one.token or "")
     _refuse_twice("model.loras", "are called", [one.name for one in loras])
     _refuse_twice("model.embeddings", "have the token", [one.token or "" for one in embeddings])
-    return Addons(loras=tuple(loras), embeddings=tuple(embeddings), vae=_vae(config, base_dir, vae, model) if config.vae else None)
+    return Addons(
+        loras=tuple(loras),
+        embeddings=tuple(embeddings),
+        vae=_vae(config, base_dir, vae, model) if config.vae else None,
+        ip_adapter=_ip_adapter(config.ip_adapter, base_dir) if config.ip_adapter else None,
+    )
 
 
 def addons_here(addons: Addons, config: ModelConfig) -> Addons:
@@ -86,18 +93,29 @@ def addons_here(addons: Addons, config: ModelConfig) -> Addons:
     return Addons(
         loras=tuple(_here(one, f"model.loras {one.name}") for one in addons.loras),
         embeddings=tuple(_here(one, f"model.embeddings {one.name}") for one in addons.embeddings),
-        vae=_here(addons.vae, f"model.vae {addons.vae.name}", vae_of=config) if addons.vae else None,
+        vae=addons.vae and _vae_here(addons.vae, config),
+        ip_adapter=addons.ip_adapter and config.ip_adapter and _ip_adapter_here(addons.ip_adapter, config.ip_adapter),
     )
 
 
-def _here(one: Addon, where: str, *, vae_of: ModelConfig | None = None) -> Addon:
+def _vae_here(vae: Addon, config: ModelConfig) -> Addon:
+    where = f"model.vae {vae.name}"
+    return _here(vae, where, _VAE_FILES, lambda path: _vae_sha256(path, config, where))
+
+
+def _ip_adapter_here(adapter: Addon, config: IpAdapterConfig) -> Addon:
+    return _here(adapter, f"model.ip_adapter {adapter.name}", _ip_files(config), lambda path: _ip_sha256(path, config))
+
+
+def _here(one: Addon, where: str, files: Sequence[str] = (), digest: Callable[[Path], str] = file_sha256) -> Addon:
+    """``files`` are those of a folder, as patterns; without them it is a file."""
     path = Path(one.path)
-    if one.repo and not (is_whole(path, lambda: _vae_sha256(path, vae_of, where)) if vae_of else path.is_file()):
+    if one.repo and not (is_whole(path, lambda: digest(path)) if files else path.is_file()):
         inside = PurePosixPath(*path.parts[path.parts.index(one.commit or "") + 1 :])
-        path = hub_snapshot(one.repo, revision=one.commit, allow=_VAE_FILES if vae_of else (str(inside),), where=where) / inside
+        path = hub_snapshot(one.repo, revision=one.commit, allow=files or (str(inside),), where=where) / inside
     if not path.exists():
         raise ModelError(f"{where}: there is no {path} on this machine; copy it there, or use one of the hub")
-    found = _vae_sha256(path, vae_of, where) if vae_of else file_sha256(path)
+    found = digest(path)
     if found != one.sha256:
         raise ModelError(f"{where}: {path} is {found} on this machine, the plan was made with {one.sha256}; copy the same file there")
     return replace(one, path=str(path))
@@ -153,6 +171,40 @@ def _vae_sha256(folder: Path, config: ModelConfig, where: str) -> str:
     return fingerprint(folder, ["config.json", *weight_files(folder, variant=config.variant, where=where)])
 
 
+def _ip_adapter(config: IpAdapterConfig, base_dir: Path) -> Addon:
+    where = f"model.ip_adapter {config.id}"
+    folder, repo = base_dir / Path(config.id).expanduser(), None
+    _refuse_elsewhere("file", config.file, where)
+    _refuse_elsewhere("image_encoder", config.image_encoder, where)
+    if not folder.is_dir():
+        repo = _hub_id(config.id, folder, where)
+        folder = hub_snapshot(repo, revision=config.revision, allow=_ip_files(config), where=where)
+    weights = folder / config.file
+    if weights.suffix in PICKLES:
+        raise pickle_refused(where, weights.name)
+    for path, key in ((weights, "file"), (folder / config.image_encoder, "image_encoder")):
+        if not path.exists():
+            raise ModelError(f"{where}: there is no {path.relative_to(folder)}; set {key}")
+    check_safetensors(weights, where=where)
+    names = set(safetensors_names(weights, where=where))
+    if not all(any(name.startswith(part) for name in names) for part in ("image_proj.", "ip_adapter.")):
+        raise ModelError(f"{where}: {config.file} holds no IP-Adapter; give one such as models/ip-adapter_sd15.safetensors")
+    two_layers = {"image_proj.proj.2.weight", "image_proj.proj.3.weight"} & names == {"image_proj.proj.2.weight"}
+    if two_layers or "image_proj.perceiver_resampler.proj_in.weight" in names:
+        raise ModelError(f"{where}: {config.file} reads the features of a face (FaceID), not images; give another adapter")
+    commit = folder.name if repo else None
+    return Addon(name=config.id, path=str(folder.resolve()), sha256=_ip_sha256(folder, config), repo=repo, commit=commit)
+
+
+def _ip_files(config: IpAdapterConfig) -> Sequence[str]:
+    return (config.file, f"{config.image_encoder}/config.json", f"{config.image_encoder}/model*.safetensors*")
+
+
+def _ip_sha256(folder: Path, config: IpAdapterConfig) -> str:
+    encoder = weight_files(folder / config.image_encoder, variant=None, where=f"model.ip_adapter {config.id}: {config.image_encoder}")
+    return fingerprint(folder, [config.file, *(f"{config.image_encoder}/{name}" for name in ("config.json", *encoder))])
+
+
 def _scale(vae: dict[str, Any]) -> int:
     """Halvings of the picture, whatever they are called."""
     return len(vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or vae.get("temperal_downsample") or ())
@@ -160,8 +212,7 @@ def _scale(vae: dict[str, Any]) -> int:
 
 def _file(config: LoraConfig | EmbeddingConfig, base_dir: Path, where: str) -> Addon:
     """The weight file, known by the hub's name or by the file's own."""
-    if PurePosixPath(config.file).is_absolute() or ".." in PurePosixPath(config.file).parts:
-        raise ModelError(f"{where}: file {config.file} lies elsewhere; give a name in the folder or repository")
+    _refuse_elsewhere("file", config.file, where)
     local, repo, commit = (base_dir / Path(config.id).expanduser()).resolve(), None, None
     if local.is_dir():
         path, name = _in_folder(local, config, where), local.name
@@ -192,6 +243,11 @@ def _in_folder(folder: Path, config: LoraConfig | EmbeddingConfig, where: str) -
         names = ", ".join(path.name for path in found[:5]) or "none"
         raise ModelError(f"{where}: set file to one of the safetensors files in the folder; there are: {names}")
     return found[0]
+
+
+def _refuse_elsewhere(key: str, name: str, where: str) -> None:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ModelError(f"{where}: {key} {name} lies elsewhere; give a name in the folder or repository")
 
 
 def _hub_id(text: str, looked_for: Path, where: str) -> str:

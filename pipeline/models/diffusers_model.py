@@ -26,8 +26,8 @@ from pipeline.models.blend import Blend
 from pipeline.models.embeddings import PromptEncoder, TokenCounter, accepted
 from pipeline.models.folder import INDEX, component_names
 from pipeline.models.guidance_interval import guided_in
-from pipeline.models.load_addons import MISFITS, add_embeddings, add_loras
-from pipeline.models.modes import CONTROLNETS, GUIDES_IN_ONE_CALL
+from pipeline.models.load_addons import MISFITS, add_embeddings, add_ip_adapter, add_loras, reference_embeddings
+from pipeline.models.modes import CONTROLNETS, GUIDES_IN_ONE_CALL, T2I_ADAPTERS
 from pipeline.models.part_clock import PartClock
 from pipeline.models.resolve import ModelCard
 from pipeline.models.samplers import make_scheduler
@@ -142,11 +142,19 @@ class DiffusersModel:
         if mask := [one.mask_HW for one in conditions if one.mask_HW is not None]:
             found["mask_image"] = torch.from_numpy(np.stack(mask)).float()[:, None]
         if control := [one.control_HWC for one in conditions if one.control_HWC is not None]:
-            found["control_image" if "control_image" in self._takes else "image"] = _image_tensor(control)
-            found["controlnet_conditioning_scale"] = draws[0].control_scale
+            found["control_image" if "control_image" in self._takes else "image"] = self._as_the_adapter_reads(_image_tensor(control))
+            found["controlnet_conditioning_scale"] = found["adapter_conditioning_scale"] = draws[0].control_scale
+        if references := [one.reference_HWC for one in conditions if one.reference_HWC is not None]:
+            self._pipe.set_ip_adapter_scale(draws[0].control_scale)
+            found["ip_adapter_image_embeds"] = reference_embeddings(self._pipe, references, guided=draws[0].guidance_scale > 1)
         if draws[0].strength is not None:
             found["strength"] = draws[0].strength
         return found
+
+    def _as_the_adapter_reads(self, control_NCHW: torch.Tensor) -> torch.Tensor:
+        """Some T2I-Adapters, those of edges, read one channel."""
+        adapter = getattr(self._pipe, "adapter", None)
+        return control_NCHW[:, :1] if adapter is not None and adapter.config.in_channels == 1 else control_NCHW
 
     def _blend(self, draws: Sequence[Draw], given: Mapping[str, Any]) -> Blend | None:
         """What keeps the unmasked part of an image, where the pipeline has no mask of its own."""
@@ -316,7 +324,9 @@ def _load(card: ModelCard, config: ModelConfig, others: Mapping[str, Any]) -> An
     extra: dict[str, Any] = {"add_watermarker": False} if "add_watermarker" in inspect.signature(kind.__init__).parameters else {}
     try:
         if card.controlnet:
-            extra["controlnet"] = _part(CONTROLNETS[card.pipeline_class], card.controlnet, config)
+            adapts = card.pipeline_class in T2I_ADAPTERS.values()
+            kind_of_net = "T2IAdapter" if adapts else CONTROLNETS[card.pipeline_class]
+            extra["adapter" if adapts else "controlnet"] = _part(kind_of_net, card.controlnet, config)
         if card.addons.vae:
             folder = card.addons.vae.path
             extra["vae"] = _part(read_json(Path(folder) / "config.json", where=folder)["_class_name"], folder, config)
@@ -335,6 +345,8 @@ def _load(card: ModelCard, config: ModelConfig, others: Mapping[str, Any]) -> An
             f"model {card.name}: its parts cannot be loaded ({reason}); copy or download it again, or update diffusers"
         ) from error
     pipe.set_progress_bar_config(disable=True)
+    if card.addons.ip_adapter and config.ip_adapter:
+        add_ip_adapter(pipe, card.addons.ip_adapter, config.ip_adapter)
     add_embeddings(pipe, card.addons.embeddings)
     add_loras(pipe, card.addons.loras)
     return put_on_device(pipe, config.compute)

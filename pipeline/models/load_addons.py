@@ -1,16 +1,21 @@
-"""Lays LoRA weights and embeddings over a loaded pipeline, and makes sure that all of them were taken.
+"""Lays LoRA weights, embeddings and an IP-Adapter over a loaded pipeline, and makes sure that all of them were taken.
 
 diffusers warns, at most, about weights that it finds no place for, and goes on without them; here they are refused.
 """
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+import torch
+from diffusers.models.embeddings import ImageProjection
 from safetensors.torch import load_file
+from transformers import CLIPVisionModelWithProjection
 
 from pipeline.models.addons import SDXL_EMBEDDINGS, Addon
+from schemas.config import IpAdapterConfig
 from schemas.errors import ModelError
 
 MISFITS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError)
@@ -69,6 +74,38 @@ def _load_embedding(pipe: Any, one: Addon) -> None:
         if key not in SDXL_EMBEDDINGS and getattr(pipe, "text_encoder_2", None) is not None:
             raise ValueError(f"it has two text encoders, the file only one tensor; {' and '.join(SDXL_EMBEDDINGS)} are needed")
         pipe.load_textual_inversion(tensor, token=one.token, text_encoder=part, tokenizer=tokenizer)
+
+
+def add_ip_adapter(pipe: Any, adapter: Addon, config: IpAdapterConfig) -> None:
+    """Load it and the CLIP that reads its images. Raises ModelError."""
+    folder, name = PurePosixPath(config.file).parent, PurePosixPath(config.file).name
+    source = {"subfolder": str(folder), "weight_name": name, "local_files_only": True}
+    encoder = {"pretrained_model_name_or_path": adapter.path, "subfolder": config.image_encoder, "local_files_only": True}
+    try:
+        reader = CLIPVisionModelWithProjection.from_pretrained(**encoder, use_safetensors=True, dtype=pipe.unet.dtype)
+        pipe.register_modules(image_encoder=reader)
+        pipe.load_ip_adapter(adapter.path, **source)
+        pipe.prepare_ip_adapter_image_embeds = _as_given
+    except MISFITS as error:
+        raise _unfit(pipe, "ip_adapter", adapter, _reason(error)) from error
+
+
+def _as_given(_image: None, embeddings: list[torch.Tensor], *_: object) -> list[torch.Tensor]:
+    """In the place of the pipeline's own, which takes all for one image's and repeats them for each of a batch, so that they would mix."""
+    return embeddings
+
+
+def reference_embeddings(pipe: Any, references_HWC: Sequence[np.ndarray], *, guided: bool) -> list[torch.Tensor]:
+    """What ``ip_adapter_image_embeds`` takes: (N, 1, ...), with guidance (2 * N, 1, ...), those of no image first.
+
+    Each image is read alone, so that its neighbours leave no trace in the last bits.
+    """
+    [layer] = pipe.unet.encoder_hid_proj.image_projection_layers
+    hidden = not isinstance(layer, ImageProjection)  # kinds that read more of CLIP than its summary
+    with torch.inference_mode():
+        pairs = [pipe.encode_image(image, pipe._execution_device, 1, hidden) for image in references_HWC]
+    given, none = (torch.cat(each)[:, None] for each in zip(*pairs, strict=True))
+    return [torch.cat([none, given]) if guided else given]
 
 
 def _unfit(pipe: Any, key: str, one: Addon, reason: str) -> ModelError:

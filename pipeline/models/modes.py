@@ -10,12 +10,14 @@ _FAMILIES: tuple[Mapping[Mode, str], ...] = (
         "image-to-image": "StableDiffusionImg2ImgPipeline",
         "inpainting": "StableDiffusionInpaintPipeline",
         "control": "StableDiffusionControlNetPipeline",
+        "image-prompt": "StableDiffusionPipeline",
     },
     {
         "text-to-image": "StableDiffusionXLPipeline",
         "image-to-image": "StableDiffusionXLImg2ImgPipeline",
         "inpainting": "StableDiffusionXLInpaintPipeline",
         "control": "StableDiffusionXLControlNetPipeline",
+        "image-prompt": "StableDiffusionXLPipeline",
     },
     {
         "text-to-image": "StableDiffusion3Pipeline",
@@ -56,12 +58,19 @@ CONTROLNETS = {
 }
 """Class of the ControlNet that each pipeline takes."""
 
+T2I_ADAPTERS = {
+    "StableDiffusionControlNetPipeline": "StableDiffusionAdapterPipeline",
+    "StableDiffusionXLControlNetPipeline": "StableDiffusionXLAdapterPipeline",
+}
+"""What does it instead where the weights are a T2IAdapter's (Mou et al. 2023, arXiv 2302.08453)."""
+
 RESCALES_GUIDANCE = frozenset(
     {
         "StableDiffusionPipeline",
         "StableDiffusionXLPipeline",
         "StableDiffusionXLImg2ImgPipeline",
         "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLAdapterPipeline",
         "HunyuanDiTPipeline",
     }
 )
@@ -73,11 +82,13 @@ GUIDES_IN_ONE_CALL = frozenset(
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",
         "StableDiffusionControlNetPipeline",
+        "StableDiffusionAdapterPipeline",
         "StableDiffusionUpscalePipeline",
         "StableDiffusionXLPipeline",
         "StableDiffusionXLImg2ImgPipeline",
         "StableDiffusionXLInpaintPipeline",
         "StableDiffusionXLControlNetPipeline",
+        "StableDiffusionXLAdapterPipeline",
         "StableDiffusion3Pipeline",
         "StableDiffusion3Img2ImgPipeline",
         "StableDiffusion3InpaintPipeline",
@@ -102,11 +113,13 @@ WEIGHS_PROMPTS = frozenset(
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",
         "StableDiffusionControlNetPipeline",
+        "StableDiffusionAdapterPipeline",
         "StableDiffusionUpscalePipeline",
         "StableDiffusionXLPipeline",
         "StableDiffusionXLImg2ImgPipeline",
         "StableDiffusionXLInpaintPipeline",
         "StableDiffusionXLControlNetPipeline",
+        "StableDiffusionXLAdapterPipeline",
     }
 )
 """Pipelines whose only text encoders are CLIP's, and which take embeddings: ``pipeline.models.weighted_prompts`` reads for them."""

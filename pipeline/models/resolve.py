@@ -17,6 +17,7 @@ from pipeline.models.modes import (
     GUIDES_IN_TWO_CALLS,
     INPUT_SCALE,
     RESCALES_GUIDANCE,
+    T2I_ADAPTERS,
     WEIGHS_PROMPTS,
     pipelines,
 )
@@ -158,8 +159,14 @@ def _with_controlnet(card: ModelCard, config: ModelConfig, *, base_dir: Path) ->
                 f"{where}: there is no such folder (looked for {folder}); give a ControlNet's folder or a hub id such as org/name"
             )
         folder = controlnet_from_hub(config.controlnet, revision=None)
-    wanted, found = CONTROLNETS[card.pipeline_class], read_json(folder / "config.json", where=where).get("_class_name")
-    if found != wanted:
+    settings, wanted = read_json(folder / "config.json", where=where), CONTROLNETS[card.pipeline_class]
+    found = settings.get("_class_name")
+    if found == "T2IAdapter" and card.pipeline_class in T2I_ADAPTERS:
+        # its features are halved as often as the U-Net's, of which the last ones must still be whole
+        halvings = 1 if settings.get("adapter_type") == "full_adapter_xl" else len(settings["channels"]) - 1
+        multiple = math.lcm(card.size_multiple, settings["downscale_factor"] * 2**halvings)
+        card = replace(card, pipeline_class=T2I_ADAPTERS[card.pipeline_class], size_multiple=multiple)
+    elif found != wanted:
         raise ModelError(f"{where}: is a {found}, and {card.name} takes a {wanted}; give a ControlNet that was trained for this model")
     if bundled:
         check_pinned(folder, controlnet_files(folder, config), pins=WEIGHTS / PINNED, where=where)

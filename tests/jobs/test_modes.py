@@ -15,6 +15,7 @@ from jobs.run import run
 from jobs.run_dir import RunDir
 from jobs.verify import verify
 from schemas.errors import ModelError, PromptError
+from schemas.modes import INPUTS, Mode, column
 from tests.jobs.conftest import JobFile
 from tests.jobs.test_run import dataset
 from tests.pipeline.models import tiny
@@ -24,6 +25,7 @@ MODES = {
     "inpainting": {},
     "outpainting": {"margins": {"left": 8, "top": 8}},
     "control": {"canny": {"low": 50, "high": 100}, "guidance_interval": [0.5, 1]},
+    "image-prompt": {"control_scale": 0.5},
     "super-resolution": {},
 }
 
@@ -31,8 +33,8 @@ MODES = {
 @pytest.fixture(params=MODES)
 def mode_job(request: pytest.FixtureRequest, job: JobFile) -> JobFile:
     """A job of three prompts, each with pictures of its own."""
-    mode: str = request.param
-    roles = {"inpainting": ("init_image", "mask_image"), "control": ("control_image",)}.get(mode, ("init_image",))
+    mode: Mode = request.param
+    roles = [column(role) for role in INPUTS[mode]]
     side = 8 if mode == "super-resolution" else 40
     rng = np.random.default_rng(0)
     with (job.folder / "prompts.csv").open("w", newline="") as file:
@@ -45,6 +47,8 @@ def mode_job(request: pytest.FixtureRequest, job: JobFile) -> JobFile:
     model: dict = {}
     if mode == "control":
         model["controlnet"] = str(tiny.controlnet(job.folder / "net", "sd"))
+    if mode == "image-prompt":
+        model["ip_adapter"] = tiny.ip_adapter(job.folder / "adapter", job.folder / job.raw["model"]["id"])
     if mode == "super-resolution":
         model["id"] = str(tiny.upscaler(job.folder / "upscaler"))
         job.raw["sampling"] |= {"width": None, "height": None}
@@ -59,7 +63,7 @@ def test_a_mode_runs_and_its_folder_suffices_to_make_the_images_again(mode_job: 
     rows = pq.read_table(mode_job.out / "metadata").to_pylist()
     assert {(row["mode"], row["width"], row["height"]) for row in rows} == {(mode, 32, 32)}
     assert {str(row["guidance_interval"]) for row in rows} == {"[0.5, 1.0]" if mode == "control" else "None"}
-    inputs = {row[name] for row in rows for name in ("init_sha256", "mask_sha256", "control_sha256")} - {None}
+    inputs = {row[name] for row in rows for name in ("init_sha256", "mask_sha256", "control_sha256", "reference_sha256")} - {None}
     assert {path.name for path in (mode_job.out / "inputs").iterdir()} == inputs
     assert len({row["image_sha256"] for row in rows}) == 6
     for picture in mode_job.folder.glob("*_image*.png"):

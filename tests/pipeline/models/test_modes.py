@@ -15,12 +15,15 @@ from pipeline.models.base import ImageModel
 from pipeline.models.resolve import resolve_model
 from schemas.config import ModelConfig
 from schemas.errors import ModelError
-from schemas.modes import INPUTS, STRENGTH, Mode
+from schemas.modes import INPUTS, SCALED, STRENGTH, Mode
 from schemas.records import Draw
 from tests.pipeline.models import tiny, tiny_families
 from tests.pipeline.models.conftest import check_guidance_interval, make_draw
 
-pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # diffusers' own ControlNet uses it
+pytestmark = [  # of diffusers' own calls
+    pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The decode_latents method is deprecated:FutureWarning"),
+]
 FAMILIES = ("sd", "sdxl", "sd3", "flux")
 ROWS: list[tuple[str, Mode]] = [
     *[(family, mode) for family in (*FAMILIES, "qwen-image") for mode in ("image-to-image", "inpainting", "control")],
@@ -30,6 +33,10 @@ ROWS: list[tuple[str, Mode]] = [
     ("inpainter", "inpainting"),
     ("sd-wide", "inpainting"),
     ("upscaler", "super-resolution"),
+    ("sd", "image-prompt"),
+    ("sdxl", "image-prompt"),
+    ("sd-t2i", "control"),
+    ("sdxl-t2i", "control"),
 ]
 Loaded = Callable[[str, Mode], ImageModel]
 
@@ -39,22 +46,32 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     """A tiny model by family, loaded for a mode."""
     root, made = tmp_path_factory.mktemp("modes"), {}
     builders = tiny_families.BUILDERS | tiny.BUILDERS | {"inpainter": tiny.inpainter, "upscaler": tiny.upscaler, "sd-wide": tiny.sd_wide}
+    builders |= {"sd-t2i": tiny.sd_for_adapters, "sdxl-t2i": tiny.sdxl}
 
     def model(family: str, mode: Mode) -> ImageModel:
         if (family, mode) not in made:
             folder = root / family
             if not folder.exists():
                 builders[family](folder)
-            net = str(tiny.controlnet(root / f"controlnet-{family}", family)) if mode == "control" else None
-            config = ModelConfig(id=str(folder), controlnet=net)
+            config = ModelConfig.model_validate({"id": str(folder), **beside(folder, family, mode)})
             made[family, mode] = load_model(resolve_model(config, base_dir=Path.cwd(), mode=mode), config)
         return made[family, mode]
 
     return model
 
 
+def beside(folder: Path, family: str, mode: Mode) -> dict[str, Any]:
+    """What the mode needs beside the model, for the configuration."""
+    if mode == "image-prompt":
+        return {"ip_adapter": tiny.ip_adapter(folder.with_name(f"ip-adapter-{family}"), folder)}
+    if mode != "control":
+        return {}
+    net = folder.with_name(f"controlnet-{family}")
+    return {"controlnet": str(tiny.t2i_adapter(net, family) if family.endswith("-t2i") else tiny.controlnet(net, family))}
+
+
 def a_draw(index: int, mode: Mode, **changes: object) -> Draw:
-    of_the_mode = {"strength": STRENGTH.get(mode), "control_scale": 1.0 if mode == "control" else None}
+    of_the_mode = {"strength": STRENGTH.get(mode), "control_scale": 1.0 if mode in SCALED else None}
     return make_draw(index, mode=mode, **of_the_mode | changes)
 
 
@@ -66,6 +83,7 @@ def inputs(index: int, mode: Mode) -> Conditions:
     return Conditions(
         init_HWC=made.get("init"),
         control_HWC=made.get("control"),
+        reference_HWC=made.get("reference"),
         mask_HW=None if mask is None else np.arange(32 * 32).reshape(32, 32) > 600,
     )
 
@@ -107,12 +125,12 @@ def test_strength_says_how_much_of_the_init_image_is_left(loaded: Loaded, family
     assert change(0.2) > change(0.9)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_controlnet_of_scale_0_has_no_say(loaded: Loaded, family: str) -> None:
-    model = loaded(family, "control")
+@pytest.mark.parametrize(("family", "mode"), [row for row in ROWS if row[1] in SCALED])
+def test_an_input_of_scale_0_has_no_say(loaded: Loaded, family: str, mode: Mode) -> None:
+    model = loaded(family, mode)
 
-    def image(scale: float, control: int) -> np.ndarray:
-        return model.generate([make_draw(0, mode="control", control_scale=scale)], [inputs(control, "control")]).images_NHWC
+    def image(scale: float, given: int) -> np.ndarray:
+        return model.generate([make_draw(0, mode=mode, control_scale=scale)], [inputs(given, mode)]).images_NHWC
 
     assert np.array_equal(image(0.0, 1), image(0.0, 2))
     assert not np.array_equal(image(0.5, 1), image(1.0, 1))
@@ -132,7 +150,7 @@ def test_a_mode_that_a_model_cannot_do_is_refused_before_it_is_loaded(tmp_path: 
 def test_inpainting_with_a_u_net_of_other_channels_is_refused_where_there_is_no_way(tmp_path: Path) -> None:
     config = json.loads((tiny.sdxl(tmp_path / "sdxl") / "unet/config.json").read_text())
     (tmp_path / "sdxl/unet/config.json").write_text(json.dumps(config | {"in_channels": 16}))
-    with pytest.raises(ModelError, match=r"cannot do inpainting; it can do: text-to-image, image-to-image, control$"):
+    with pytest.raises(ModelError, match=r"cannot do inpainting; it can do: text-to-image, image-to-image, control, image-prompt$"):
         resolve_model(ModelConfig(id="sdxl"), base_dir=tmp_path, mode="inpainting")
 
 
@@ -208,7 +226,28 @@ def test_a_controlnet_of_another_family_is_refused(tmp_path: Path) -> None:
         resolve_model(ModelConfig(id="sd", controlnet="net"), base_dir=tmp_path, mode="control")
 
 
+def test_an_adapter_of_edges_reads_one_channel_and_needs_sizes_that_it_can_halve(tmp_path: Path) -> None:
+    tiny.sd_for_adapters(tmp_path / "sd")
+    own = ModelConfig(id="sd", controlnet=str(tiny.t2i_adapter(tmp_path / "net", "sd", in_channels=1)))
+    model = load_model(resolve_model(own, base_dir=tmp_path, mode="control"), own)
+    one, other = (images(model, "control", (0, given)) for given in (0, 1))
+    assert not np.array_equal(one, other)
+    public = ModelConfig(id="sd", controlnet=str(tiny.t2i_adapter(tmp_path / "other", "sd", downscale_factor=8)))
+    assert resolve_model(public, base_dir=tmp_path, mode="control").size_multiple == 16
+
+
+def test_an_adapter_that_reads_faces_and_one_of_another_model_are_refused(tmp_path: Path) -> None:
+    tiny.sd(tmp_path / "sd")
+    faces = tiny.ip_adapter(tmp_path / "faces", tmp_path / "sd", **{"image_proj.proj.2.weight": torch.zeros(1)})
+    with pytest.raises(ModelError, match=r"adapter.safetensors reads the features of a face \(FaceID\), not images; give another"):
+        resolve_model(ModelConfig.model_validate({"id": "sd", "ip_adapter": faces}), base_dir=tmp_path, mode="image-prompt")
+    other = ModelConfig.model_validate({"id": "sd", "ip_adapter": tiny.ip_adapter(tmp_path / "xl", tiny.sdxl(tmp_path / "sdxl"))})
+    with pytest.raises(ModelError, match=r"model.ip_adapter .*/xl: does not fit StableDiffusionPipeline"):
+        load_model(resolve_model(other, base_dir=tmp_path, mode="image-prompt"), other)
+
+
 def test_every_pipeline_of_the_table_of_modes_is_tested_here(loaded: Loaded) -> None:
     tested = {(mode, loaded(family, mode)._pipe.__class__.__name__) for family, mode in ROWS}  # type: ignore[attr-defined]
     table = {(mode, name) for family in modes._FAMILIES for mode, name in family.items() if mode != "text-to-image"}
-    assert tested == table - {("super-resolution", "IFSuperResolutionPipeline")} | {("inpainting", modes.BLENDS)}  # in test_two_stages
+    table |= {("inpainting", modes.BLENDS), *(("control", name) for name in modes.T2I_ADAPTERS.values())}
+    assert tested == table - {("super-resolution", "IFSuperResolutionPipeline")}  # in test_two_stages

@@ -108,14 +108,14 @@ def scheduler(prediction_type: str = "epsilon") -> Any:
     )
 
 
-def sd(folder: Path, *, prediction_type: str = "epsilon", channels: int = 4) -> Path:
+def sd(folder: Path, *, prediction_type: str = "epsilon", channels: int = 4, **network: Any) -> Path:
     """Stable Diffusion 1: 32 px, U-Net, one text encoder."""
     torch.manual_seed(0)
     pipe = diffusers.StableDiffusionPipeline(
         vae=vae(channels=channels),
         text_encoder=clip_text(),
         tokenizer=clip_tokenizer(folder / "tokenizer"),
-        unet=unet(in_channels=channels, out_channels=channels),
+        unet=unet(in_channels=channels, out_channels=channels, **network),
         scheduler=scheduler(prediction_type),
         safety_checker=None,
         feature_extractor=None,
@@ -277,6 +277,45 @@ def controlnet(folder: Path, family: str) -> Path:
             torch.nn.init.normal_(parameter, std=0.1)
     network.save_pretrained(folder)
     return folder
+
+
+def sd_for_adapters(folder: Path) -> Path:
+    """With attention in the first block, as Stable Diffusion has it: a T2I-Adapter's features are added before it halves."""
+    blocks: dict[str, Any] = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
+    return sd(folder, **blocks)
+
+
+def t2i_adapter(folder: Path, family: str, **changes: Any) -> Path:
+    """A T2I-Adapter for the tiny U-Net, as wide and as often halved: of ``sd_for_adapters``, or of SDXL, which halves first."""
+    torch.manual_seed(1)
+    settings: dict[str, Any] = {"channels": [32, 32], "num_res_blocks": 1, "downscale_factor": 2}
+    if family.startswith("sdxl"):
+        settings |= {"adapter_type": "full_adapter_xl", "channels": [32] * 4, "downscale_factor": 4}
+    network = diffusers.T2IAdapter(**settings | changes)
+    network.save_pretrained(folder)
+    return folder
+
+
+def ip_adapter(folder: Path, model: Path, **changes: torch.Tensor) -> dict[str, str]:
+    """An IP-Adapter for a tiny U-Net, with the CLIP that reads its images; what the configuration says of it."""
+    torch.manual_seed(1)
+    clip = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8, projection_dim=16
+    )
+    transformers.CLIPVisionModelWithProjection(clip).save_pretrained(folder / "image_encoder")
+    core = diffusers.UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+    width = core.config.cross_attention_dim
+    made = {"image_proj.proj.weight": torch.randn(4 * width, 16), "image_proj.proj.bias": torch.randn(4 * width)}
+    made |= {"image_proj.norm.weight": torch.ones(width), "image_proj.norm.bias": torch.zeros(width)}
+    crossed = [name.removesuffix(".processor") for name in core.attn_processors if "attn2" in name]
+    for number, name in enumerate(crossed):
+        shape = core.get_submodule(name).to_k.weight.shape
+        made |= {f"ip_adapter.{1 + 2 * number}.to_{part}_ip.weight": torch.randn(*shape) for part in "kv"}
+    save_file(made | changes, folder / "adapter.safetensors")
+    return {"id": str(folder), "file": "adapter.safetensors", "image_encoder": "image_encoder"}
 
 
 def _unet_controlnet(folder: Path, family: str) -> Any:
