@@ -9,7 +9,7 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,25 +99,55 @@ def publish(run: RunDir, markers: Sequence[Marker], rules: FilterConfig, *, adde
     """Write the metadata table with the verdicts of other rules and with added scores, then the index that makes it count."""
     rows = read_rows(run, markers, rules, added)
     found = judge(rows, rules, [*run.job.scorers, *added], embedding=_embedding(run, markers, rows, rules))
+    counts = _counts(rows, found)
+    accepted = int(found.accepted.sum())
+    rejected = sum(number for (status, _), number in counts.items() if status == "rejected")
+    _write(run, markers, judged_tables(run, markers, found, added), rules, added, accepted, rejected, lease)
+    return counts
+
+
+def gather(run: RunDir, lease: Lease | None = None) -> bool:
+    """Write the metadata of a run of more than ``SHARDS_PER_TABLE`` shards, with its own verdicts, in larger tables, which queries read
+    many times faster; whether that was of use. What ``promptmill filter`` with other rules has judged stays. The run is held.
+    """
+    markers, rules, judged = run.markers(), run.job.config.filter, read_judged(run.store)
+    if len(markers) <= SHARDS_PER_TABLE or (judged and (FilterConfig.model_validate(judged.filter) != rules or judged.scorers)):
+        return False
+    if judged and all(map(judged.covers, markers)) and len(markers) == len(judged.shards):
+        return False
+    accepted, rejected = sum(marker.accepted for marker in markers), sum(marker.rejected for marker in markers)
+    parts = (markers[first : first + SHARDS_PER_TABLE] for first in range(0, len(markers), SHARDS_PER_TABLE))
+    tables = (pa.concat_tables(_read(run, part, None, {})).combine_chunks() for part in parts)
+    _write(run, markers, tables, rules, {}, accepted, rejected, lease)
+    return True
+
+
+def _write(
+    run: RunDir,
+    markers: Sequence[Marker],
+    parts: Iterable[pa.Table],
+    rules: FilterConfig,
+    added: Mapping[str, str],
+    accepted: int,
+    rejected: int,
+    lease: Lease | None,
+) -> None:
+    """The tables, one by one, then the index that makes them count."""
     dumped = rules.model_dump(mode="json", exclude_none=True)
     shards = {str(marker.shard_id): marker.metadata_sha256 for marker in markers}
     judged_id = hashlib.sha256(json.dumps([dumped, shards, dict(added)], sort_keys=True).encode()).hexdigest()[:16]
     tables: dict[str, str] = {}
-    for number, table in enumerate(judged_tables(run, markers, found, added)):
+    for number, table in enumerate(parts):
         data = parquet_bytes(table, compression="zstd", row_group_size=100_000)
         name = layout.judged_file(judged_id, number)
         run.store.put(name, data)
         tables[name] = hashlib.sha256(data).hexdigest()
-    counts = _counts(rows, found)
-    accepted = int(found.accepted.sum())
-    rejected = sum(number for (status, _), number in counts.items() if status == "rejected")
     if lease is not None:
         lease.check()
     judged = Judged(id=judged_id, filter=dumped, shards=shards, tables=tables, accepted=accepted, rejected=rejected, scorers=dict(added))
     run.store.put(layout.JUDGED_INDEX, judged.to_bytes())
     _remove_tables(run, keep=tables)
     run.log("judged", filter=dumped, accepted=accepted, rejected=rejected)
-    return counts
 
 
 def judged_tables(run: RunDir, markers: Sequence[Marker], found: Judgement, added: Mapping[str, str]) -> Iterator[pa.Table]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from jobs.batch_size import settled
 from jobs.executor import Control, Executor
 from jobs.expand import ask, count_requests, with_answers
-from jobs.filter import judge_again
+from jobs.filter import gather, judge_again
 from jobs.interrupt import STOPPED, draining
 from jobs.judged import read_judged
 from jobs.lease import hold
@@ -150,7 +150,9 @@ def run(
     with hold(run_dir.store, stop, on_message) as lease:
         report = _run(run_dir, index, prepared, order, tally, retry_failed, stop, on_tally, on_message)
         lease.check()
-        if judge_again(run_dir, lease):
+        if not report.stopped and gather(run_dir, lease):
+            on_message("the metadata of the run's shards was gathered in larger tables, for queries")
+        elif judge_again(run_dir, lease):
             on_message("the new shards were judged by the rules that 'promptmill filter' gave this run")
         judged = read_judged(run_dir.store)
     return report if judged is None else replace(report, accepted=judged.accepted, rejected=judged.rejected)

@@ -83,6 +83,36 @@ def test_without_rules_a_run_of_many_shards_keeps_its_verdicts_in_larger_tables(
     assert verify(run).ok
 
 
+def test_a_run_of_many_shards_ends_with_its_metadata_in_larger_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.filter.SHARDS_PER_TABLE", 2)
+    texts, said = [f"picture {n} {'RAISE' * (n == 3)}" for n in range(22)], []
+    rule = {"rules": [{"score": "bright", "min": 0.5}]}
+
+    def make(*more: str) -> None:
+        prompts = {"texts": [*texts, *more], "draws_per_prompt": 2}
+        report = run_verb(
+            fake_job(tmp_path, prompts=prompts, filter=rule), out=tmp_path / "run", model_loader=LOADER, on_message=said.append
+        )
+        counts = query([tmp_path / "run"], "select status, count(*)::int n from metadata group by 1").to_pylist()
+        assert {row["status"]: row["n"] for row in counts} == {
+            status: count for status in ("accepted", "rejected", "failed") if (count := getattr(report, status))
+        }
+
+    make()
+    gathered = digest_of_folder(tmp_path / "run/judged")
+    assert len(gathered) == 4, "6 shards in three tables, and the index"
+    filter_run(tmp_path / "run")
+    assert digest_of_folder(tmp_path / "run/judged") == gathered, "as filter writes them"
+    make("one more", "and another")
+    assert digest_of_folder(tmp_path / "run/judged") != gathered
+    assert sum("gathered in larger tables" in text for text in said) == 2
+    assert verify(RunDir.open(tmp_path / "run")).ok
+    filter_run(tmp_path / "run", ['filter.rules=[{"score": "bright", "max": 0.5}]'])
+    other = digest_of_folder(tmp_path / "run/judged")
+    make("one more", "and another")
+    assert digest_of_folder(tmp_path / "run/judged") == other, "the rules that were given stay"
+
+
 def test_a_dry_run_counts_the_same_and_writes_nothing(run: RunDir) -> None:
     before = digest_of_folder(Path(run.store.root))
     dry = filter_run(run.store.root, rules({"score": "clip", "max": 0.6}), dry_run=True)
