@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from pipeline.models.resolve import BUNDLED
+from pipeline.scorers.own_files import imported_files, own_file
 from pipeline.store import is_url
 from schemas.config import JobConfig
 from schemas.config_load import load
@@ -41,9 +42,11 @@ def bundle(config_path: Path, folder: Path, *, out: str | None = None, overrides
         _copy(source, folder / source.name, "prompts.file")
         raw["prompts"]["file"] = source.name
     for name, scorer in config.scorers.items():
-        file = Path(scorer.type.partition(":")[0].replace(".", "/") + ".py")
-        if ":" in scorer.type and (base_dir / file).is_file():
-            _copy(base_dir / file, folder / file, f"scorers.{name}")
+        module = scorer.type.partition(":")[0]
+        file = own_file(module, base_dir)
+        if ":" in scorer.type and file.is_file():
+            for source in (file, *(found for found in imported_files(module, base_dir).values() if found.is_file())):
+                _copy(source, folder / source.relative_to(base_dir), f"scorers.{name}")
         if scorer.head:
             source = base_dir / Path(scorer.head).expanduser()
             raw["scorers"][name]["head"] = f"{name}-{source.name}"

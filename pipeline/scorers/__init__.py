@@ -9,7 +9,8 @@ A scorer of one's own is a class that is made from its card and has ``name``, ``
         def score(self, images_NHWC, prompts):
             return images_NHWC.mean(axis=(1, 2, 3), dtype="float32") / 255
 
-In ``brightness.py`` next to the configuration, it is used as ``scorers: {light: {type: "brightness:Brightness"}}``.
+In ``brightness.py`` next to the configuration, it is used as ``scorers: {light: {type: "brightness:Brightness"}}``. It may import other
+files of that folder: see ``own_files``.
 """
 
 import importlib
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 from pipeline.scorers.base import Scorer
+from pipeline.scorers.own_files import imported_files, let_import, own_file
 from pipeline.scorers.resolve import SCORERS, ScorerCard
 from schemas.errors import ModelError
 
@@ -40,7 +42,8 @@ def load_scorer(card: ScorerCard, *, cpu_threads: int = 1) -> Scorer:
 
 
 def _from_file(module_name: str, folder: Path) -> ModuleType:
-    file = folder / (module_name.replace(".", "/") + ".py")
+    file = own_file(module_name, folder)
+    let_import(imported_files(module_name, folder), folder)
     alias = f"promptmill_scorer_{module_name}"  # its own name might be that of an installed package
     spec = importlib.util.spec_from_file_location(alias, file)
     if spec is None or spec.loader is None:
@@ -51,5 +54,6 @@ def _from_file(module_name: str, folder: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (ImportError, SyntaxError) as error:
         del sys.modules[alias]
-        raise ModelError(f"{file}: cannot be imported ({type(error).__name__}: {error}); mend it, or install what it needs") from error
+        hint = "mend it, or install what it needs; files of its folder are found by imports that are written out"
+        raise ModelError(f"{file}: cannot be imported ({type(error).__name__}: {error}); {hint}") from error
     return module

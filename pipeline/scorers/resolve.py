@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.digests import file_sha256
 from pipeline.scorers.clip_files import DEMO, checked_files, clip_from_hub, meant
+from pipeline.scorers.own_files import digest, own_file
 from pipeline.scorers.transformer_files import transformer_files, transformer_from_hub
 from pipeline.weights import HUB_ID, PINNED, check_pinned, check_safetensors, fingerprint, pickle_refused
 from schemas.config import ScorerConfig
@@ -232,7 +233,7 @@ def _digest(value: object) -> str:
 def _own(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
     """A class of the user's: in a file next to the configuration, or in an installed package."""
     module, _, _ = config.type.partition(":")
-    file = base_dir / (module.replace(".", "/") + ".py")
+    file = own_file(module, base_dir)
     try:
         spec = None if file.is_file() else importlib.util.find_spec(module)
     except (ImportError, ValueError):
@@ -240,7 +241,7 @@ def _own(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
     source = file if file.is_file() else Path(spec.origin) if spec and spec.origin else None
     if source is None or not source.is_file():
         raise ModelError(f"scorers.{name}: the module {module!r} is neither installed nor at {file}; install it, or put it there")
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
-    version = f"{config.type}/sha256:{digest}" if config.model is None else f"{config.type}/{config.model}/sha256:{digest}"
+    sha256 = (digest(module, base_dir) if source == file else file_sha256(source))[:16]
+    version = f"{config.type}/sha256:{sha256}" if config.model is None else f"{config.type}/{config.model}/sha256:{sha256}"
     folder = str(base_dir.resolve()) if file.is_file() else None
     return ScorerCard(name=name, type=config.type, version=version, target=config.type, model=config.model, folder=folder)

@@ -57,6 +57,18 @@ class TestBundle:
         made = bundle(job.path, empty(tmp_path), out="/shared/run")
         assert prepare(made.folder / "job.yaml").job().fingerprint == prepare(job.path).job().fingerprint
 
+    def test_the_files_that_an_own_scorer_imports_travel(self, job: JobFile, tmp_path: Path) -> None:
+        from jobs.prepare import prepare
+
+        own_scorer(job)
+        mine = job.folder / "mine.py"
+        mine.write_text("import helpers.grey\n" + mine.read_text())
+        (job.folder / "helpers").mkdir()
+        (job.folder / "helpers" / "grey.py").write_text("LEVEL = 1\n")
+        made = bundle(job.path, empty(tmp_path), out="/shared/run")
+        assert (made.folder / "helpers" / "grey.py").read_text() == "LEVEL = 1\n"
+        assert prepare(made.folder / "job.yaml").job().fingerprint == prepare(job.path).job().fingerprint
+
     def test_the_head_of_a_scorer_travels(self, job: JobFile, tmp_path: Path) -> None:
         from jobs.prepare import prepare
 
