@@ -118,6 +118,25 @@ def test_every_image_of_an_export_is_signed_and_the_card_says_by_whom(tmp_path: 
     assert "signed by Tests &amp; Daughters" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_a_signed_export_that_was_stopped_goes_on_with_the_same_certificate_and_begins_anew_with_another(tmp_path: Path) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 8:
+            raise KeyboardInterrupt
+
+    run = finished_run(tmp_path / "run").store.root
+    (tmp_path / "other").mkdir()
+    mine, others = files(tmp_path), files(tmp_path / "other")
+    for keys, parts in ((mine, 1), (others, 0)):
+        target, told = tmp_path / f"out{parts}", []
+        with pytest.raises(KeyboardInterrupt):
+            export(run, target, form="imagefolder", c2pa=mine, shard_bytes=8_000, on_count=stop)
+        export(run, target, form="imagefolder", c2pa=keys, shard_bytes=8_000, on_message=told.append)
+        assert len(told) == parts
+        manifests = [manifest_of(path.read_bytes(), "webp") for path in target.rglob("*.webp")]
+        assert [wrong for _, wrong in manifests if wrong] == []
+        assert len({manifest["signature_info"]["cert_serial_number"] for manifest, _ in manifests}) == 1
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
