@@ -131,7 +131,9 @@ class RunDir:
         """The plan's index. Raises RunFolderError if the run was never planned."""
         index = plan.read_index(self.store)
         if index is None:
-            raise RunFolderError(f"{self.store.root}: was started but not planned; run the same command again")
+            answers = self.store.read_log(layout.EXPANSIONS).count(b"\n")
+            asked = f" ({answers:,} answers of prompts.expand are there)" if answers else ""
+            raise RunFolderError(f"{self.store.root}: was started but not planned{asked}; run the same command again, unless it is at work")
         return index
 
     def read_shard(self, shard_id: int) -> Shard:

@@ -13,9 +13,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.export import export
 from jobs.plan import summarize
 from jobs.run import RunReport, run
 from jobs.run_dir import RunDir
+from jobs.status import status
 from jobs.verify import verify
 from pipeline.models import endpoint_client
 from schemas.errors import ModelError, PromptError, RunFolderError, UserError
@@ -83,7 +85,9 @@ def test_each_prompt_becomes_several_that_tell_where_they_come_from(tmp_path: Pa
     record = recorded(tmp_path / "run")["a red car"]
     assert (record["model"], record["usage"]) == ("writer-2026-11-01", {"prompt_tokens": 10, "completion_tokens": 20})
     assert RunDir.open(tmp_path / "run").job.config.prompts.expand.instruction.startswith("Rewrite")  # type: ignore[union-attr]
-    assert all(KEY.encode() not in path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
+    export(tmp_path / "run", tmp_path / "set", form="parquet", shard_bytes=10**6)
+    assert "rewritten by writer, 2 of each, told&#58; Rewrite" in (tmp_path / "set/README.md").read_text()
+    assert all(KEY.encode() not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
 def test_what_may_pass_is_asked_again_and_what_will_not_keeps_its_text(tmp_path: Path, server: ChatServer) -> None:
@@ -103,6 +107,8 @@ def test_prompts_without_an_answer_end_the_run_and_the_same_command_asks_for_the
         make(tmp_path, server, *texts)
     assert len(recorded(tmp_path / "run")) == 6
     server.asked.clear()
+    with pytest.raises(RunFolderError, match=r"not planned \(6 answers of prompts.expand are there\); run the same command"):
+        status(RunDir.open(tmp_path / "run"))
     with pytest.raises(PromptError, match="1 of 1 prompts"):
         make(tmp_path, server, *texts)
     assert {body["messages"][1]["content"] for body in server.asked} == {"a dog DOWN"}
