@@ -19,9 +19,10 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from jobs.actor import Actor
-from jobs.actor_layout import Layout, layout
+from jobs.actor_layout import Layout
 from jobs.executor import POLL_SECONDS, Control, Task, TaskQueue
 from jobs.ray_metrics import Metrics
+from jobs.ray_nodes import first_room, room
 from pipeline.worker import SHARDS_AT_ONCE, SHARDS_UNWRITTEN, WorkOrder
 from schemas.config import ExecutorConfig
 from schemas.errors import ConfigError, ModelError, ShardError, UserError
@@ -50,8 +51,10 @@ def run_on_ray(order: WorkOrder, shard_ids: Sequence[int], control: Control) -> 
     with tempfile.TemporaryDirectory(prefix="promptmill-") as empty:
         _connect(control.config.address, empty)
         try:
-            metrics = Metrics(order.root)
-            yield from metrics.counted(_Pool(order, shard_ids, metrics.listening(control)).results())
+            first = _first_room(control)
+            if first is not None:
+                metrics = Metrics(order.root)
+                yield from metrics.counted(_Pool(order, shard_ids, metrics.listening(control), first).results())
         finally:
             ray.shutdown()
 
@@ -61,7 +64,9 @@ def call_on_ray(config: ExecutorConfig, cpu_threads: int, function: Callable[...
     with tempfile.TemporaryDirectory(prefix="promptmill-") as empty:
         _connect(config.address, empty)
         try:
-            remote: Any = ray.remote(function).options(max_retries=0, **_layout(config, cpu_threads).share)
+            first = first_room(config, cpu_threads)
+            assert first is not None, "nobody stops it"
+            remote: Any = ray.remote(function).options(max_retries=0, **first.share)
             return ray.get(remote.remote(*args))
         except RayTaskError as error:
             raise _cause(error) from None
@@ -72,11 +77,10 @@ def call_on_ray(config: ExecutorConfig, cpu_threads: int, function: Callable[...
 class _Pool:
     """The driver's loop over actors, each with as many shards in flight as its ``ShardWorker.capacity`` was when it was last asked."""
 
-    def __init__(self, order: WorkOrder, shard_ids: Sequence[int], control: Control) -> None:
+    def __init__(self, order: WorkOrder, shard_ids: Sequence[int], control: Control, first: Layout) -> None:
         self._control = control
         self._queue = TaskQueue(shard_ids, control)
         self._num_shards = len(shard_ids)
-        first = _layout(control.config, control.cpu_threads)
         self._config = control.config.model_copy(update={"gpus_per_actor": first.num_gpus})  # whatever nodes join later
         remote: Any = ray.remote(Actor).options(max_restarts=-1, max_task_retries=0, max_concurrency=CALLS_AT_ONCE, **first.share)
         self._new_actor: Callable[[], Any] = lambda: remote.remote(order)
@@ -150,8 +154,8 @@ class _Pool:
             return
         self._look_at = time.monotonic() + LOOK_SECONDS
         with contextlib.suppress(ConfigError):  # no room at all, at the moment
-            room = _layout(self._config, self._control.cpu_threads)
-            for number in range(len(self._actors), room.count(self._config, self._num_shards)):
+            now = room(self._config, self._control.cpu_threads)
+            for number in range(len(self._actors), now.count(self._config, self._num_shards)):
                 self._actors.append(self._new_actor())
                 self._loading[self._actors[number].load.remote()] = number
         for number in [number for number, at in self._ask_again.items() if at < time.monotonic()]:
@@ -285,8 +289,11 @@ def _connect(address: str | None, empty_dir: str) -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _layout(config: ExecutorConfig, cpu_threads: int) -> Layout:
-    return layout([node["Resources"] for node in ray.nodes() if node["Alive"]], config, cpu_threads)
+def _first_room(control: Control) -> Layout | None:
+    def on_wait(needs: str) -> None:
+        control.on_event("nodes_awaited", actors=control.config.actors or 1, each_needs=needs)
+
+    return first_room(control.config, control.cpu_threads, on_wait=on_wait, stopped=control.stop.is_set)
 
 
 def _none_ready() -> UserError:

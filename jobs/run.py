@@ -234,7 +234,7 @@ def _execute(
         tally.abandoned += event == "shard_abandoned"
         if event == "worker_ready" and tally.first_ready is None:
             tally.ready(facts["loading"])  # type: ignore[arg-type]
-        if event in ("worker_lost", "worker_hung", "worker_refused", "shard_retry", "shard_abandoned", "batch_halved"):
+        if event in ("nodes_awaited", "worker_lost", "worker_hung", "worker_refused", "shard_retry", "shard_abandoned", "batch_halved"):
             on_message(f"{event.replace('_', ' ')}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
         on_tally(tally)
 
