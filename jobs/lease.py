@@ -25,6 +25,7 @@ from schemas.errors import RunFolderError
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 45.0
 LOOK_SECONDS = 1.0
+END_SECONDS = 10.0  # for a renewal that is under way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +74,10 @@ class Lease:
                 self._holder = beaten
                 self._store.flush()
 
-    def end(self) -> None:
-        """Give the lease back, if it is still ours."""
+    def end(self, keeper: threading.Thread) -> None:
+        """Give the lease back, if it is still ours. The thread that keeps it must not be at the store while the interpreter ends."""
         self._ended.set()
+        keeper.join(timeout=END_SECONDS)
         with suppress(FileNotFoundError):
             if self._store.get(layout.LEASE) == self._holder.to_bytes():
                 self._store.delete(layout.LEASE)
@@ -92,7 +94,7 @@ def hold(store: Store, stop: threading.Event, on_message: Callable[[str], None] 
         yield lease
     finally:
         with suppress(RunFolderError):  # the store fails: what ended the run says so
-            lease.end()
+            lease.end(thread)
 
 
 def _take(store: Store, on_message: Callable[[str], None]) -> Holder:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,6 +138,23 @@ def test_a_lease_is_renewed_while_it_is_held(store: Store, hurried: None) -> Non
         while json.loads(store.get(layout.LEASE))["beats"] < 2:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_no_thread_is_at_the_store_once_the_lease_is_given_back(store: Store, hurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is inside a native library while the interpreter ends takes the process with it."""
+    at_the_store, swap = threading.Event(), type(store).swap
+
+    def slowly(*arguments: Any) -> bool:
+        if threading.current_thread().name == "lease":
+            at_the_store.set()
+            time.sleep(0.3)
+        return swap(*arguments)
+
+    monkeypatch.setattr(type(store), "swap", slowly)
+    with held(store):
+        assert at_the_store.wait(timeout=60)
+    assert not [thread for thread in threading.enumerate() if thread.name == "lease"]
+    assert not store.exists(layout.LEASE)
 
 
 def test_a_folder_that_cannot_be_locked_is_held_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
