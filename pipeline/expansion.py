@@ -28,6 +28,8 @@ ORIGINAL, EXPANDED_BY, ERROR = "source_prompt", "expanded_by", "expansion_error"
 Answers = Mapping[str, tuple[str, ...] | str]
 """What was answered, by ``key``: texts, or why there are none."""
 
+HOPELESS = 20  # answers without texts, and none with: it is not the prompts
+
 _FINAL = ("refused", "bad_request", "bad_answer", "too_large")  # codes that a further try would get again
 
 
@@ -89,6 +91,7 @@ def ask(config: ExpandConfig, prompts: Iterable[Prompt], store: Store, stop: Eve
     asked, model = Asked(), ChatModel(config)
     if store.read_log(layout.EXPANSIONS)[-1:] not in (b"", b"\n"):
         store.append(layout.EXPANSIONS, "")  # ends a line that a kill tore
+    has_texts = any(isinstance(answer, tuple) for answer in read_answers(store).values())
     failure: ModelError | None = None
     pending: dict[Future[Texts], Prompt] = {}
 
@@ -100,6 +103,11 @@ def ask(config: ExpandConfig, prompts: Iterable[Prompt], store: Store, stop: Eve
                     _record(config, pending.pop(future), future, store, asked)
                 except ModelError as error:
                     failure = failure or error
+            if asked.without_texts == asked.answers >= HOPELESS and not has_texts:
+                failure = failure or ModelError(
+                    f"model {config.model}: the first {asked.answers} answers hold no list of prompts (prompts.expand, {config.url}),"
+                    f" see {layout.EXPANSIONS}; try another model or instruction, with another --out"
+                )
             asked.requests += model.take_requests()
             on_answer(asked)
 

@@ -157,6 +157,9 @@ class EndpointClient:
         return Again(said, _retry_after(response)) if status in _AGAIN else NoAnswer("bad_request", said)
 
     def _given_up(self, why: Again, tries: int) -> Exception:
+        if why.code != "no_answer":  # the server is there
+            self._answered()
+            return NoAnswer(why.code, f"{why}; tried {tries} times")
         with self._lock:
             self._lost += 1
             down = self._lost >= LOST_IN_A_ROW

@@ -101,6 +101,16 @@ def test_what_may_pass_is_asked_again_and_what_will_not_keeps_its_text(tmp_path:
     assert [row["tags"]["expansion_error"].split(":")[0] for row in kept] == ["refused", "bad_answer", "refused"]
 
 
+def test_a_model_that_never_writes_a_list_ends_the_run_and_one_that_sometimes_does_not(tmp_path: Path, server: ChatServer) -> None:
+    prose = [f"a cat PROSE {n}" for n in range(40)]
+    with pytest.raises(
+        ModelError, match=r"the first 2\d answers hold no list of prompts .*; try another model or instruction, with another"
+    ):
+        make(tmp_path, server, *prose, max_tries=1)
+    assert len(server.asked) < 40, "the rest is not asked about"
+    assert make(tmp_path, server, "a dog", *prose, out="other", max_tries=1).accepted == 82
+
+
 def test_prompts_without_an_answer_end_the_run_and_the_same_command_asks_for_these_only(tmp_path: Path, server: ChatServer) -> None:
     texts = [*(f"a cat {n}" for n in range(6)), "a dog DOWN"]
     with pytest.raises(PromptError, match=r"1 of 7 prompts have no answer \(no_answer: 503 come back later; tried 3 times\)"):

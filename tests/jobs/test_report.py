@@ -25,6 +25,7 @@ from schemas import layout
 from schemas.errors import UserError
 from schemas.records import Prompt
 from tests import runs
+from tests.browser import browsing
 from tests.runs import commit, finished_run, make_outcome, plan_run
 
 HOSTILE = (
@@ -187,6 +188,14 @@ def test_images_that_look_alike_stand_together_with_how_near_they_are(tmp_path: 
         ids = [row["sample_id"] for row in made if row["shard_id"] == marker.shard_id]
         angles = [{"p1": 0.0, "p2": 0.01}.get(row["prompt_id"], 0.5 + 0.3 * at) for at, row in enumerate(made) if row["sample_id"] in ids]
         write_features(run.store, file_of(marker, "v"), ids, np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    report(run.store.root, tmp_path / "report.html")
+    if shutil.which("chromium"):
+        with browsing(tmp_path) as browser:
+            for width, dark in ((400, True), (1600, False)):
+                browser.show((tmp_path / "report.html").as_uri(), width, dark=dark)
+                assert browser.ask("document.documentElement.scrollWidth") <= width
+                boxes = "[...document.querySelectorAll('.alike figure')].map(one => one.getBoundingClientRect().width)"
+                assert min(browser.ask(boxes)) > 100, "pictures are large enough to compare"
     by_hash, by_features = gather(run).alike
     assert by_hash.found.measure == "equal hashes, within each prompt"
     assert {group.size for group, _ in by_hash.groups} == {2}
