@@ -76,6 +76,7 @@ def _refuse_local(config: JobConfig, base_dir: Path) -> None:
         )
     model = config.model
     addons = {"loras": model.loras, "embeddings": model.embeddings, "vae": [model.vae], "second_stage": [model.second_stage]}
+    addons |= {"controlnet": [model.controlnet], "ip_adapter": [model.ip_adapter]}
     named = [("model.id", model.id), *((f"scorers.{name}.model", card.model) for name, card in config.scorers.items() if card.model)]
     named += [(f"model.{name}", one.id) for name, given in addons.items() for one in given if one]
     for key, value in named:

@@ -50,7 +50,8 @@ class JobRecord:
             config["prompts"]["expand"] = {name: expand[name] for name in asked}
         config["model"] |= {"id": self.model["name"], "revision": self.model["revision"]}
         config["model"]["loras"] = [f"{one['name']}@{one['scale']}" for one in self.model.get("addons", {}).get("loras", ())]
-        for name in ("endpoint", "embeddings", "vae", "ip_adapter", "second_stage"):  # what of them changes pixels is in the revision
+        # what of these changes pixels is in the revision
+        for name in ("endpoint", "controlnet", "embeddings", "vae", "ip_adapter", "second_stage"):
             config["model"].pop(name)
         config["model"]["compute"].pop("offload")  # moves weights, changes nothing
         config["scorers"] = {name: card["version"] for name, card in self.scorers.items()}

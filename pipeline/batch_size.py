@@ -67,7 +67,9 @@ def largest(one: int, two: int, room: int) -> int:
 
 def _fitting(order: WorkOrder, trial: Trial, memory: DeviceMemory) -> int:
     stages = ShardWorker(order).stages
-    draw = replace(trial.draw, steps=min(trial.draw.steps, 2)) if trial.draw.mode == "text-to-image" else trial.draw
+    # a part of the steps, as image-to-image and a second stage make, may be none of two
+    few = trial.draw.mode == "text-to-image" and not JobConfig.model_validate(order.config).model.second_stage
+    draw = replace(trial.draw, steps=min(trial.draw.steps, 2)) if few else trial.draw
 
     def make(size: int) -> None:
         made = sample_batch(stages.model, [draw] * size, size, trial.inputs.__getitem__)

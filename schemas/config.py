@@ -208,6 +208,13 @@ class VaeConfig(Section):
     revision: str | None = Field(default=None, description="commit of a hub name; without it the newest is looked up once and recorded")
 
 
+class ControlnetConfig(Section):
+    """What lets an image of edges, depth and the like lead the drawing: a ControlNet, or a T2I-Adapter."""
+
+    id: str = Field(description="'demo' (edges, for the bundled model), a folder, or a hub name, of one that was trained for the model")
+    revision: str | None = Field(default=None, description="commit of a hub name; without it the newest is looked up once and recorded")
+
+
 class IpAdapterConfig(Section):
     """What lets an image be a prompt, for Stable Diffusion 1 and XL (Ye et al. 2023, arXiv:2308.06721); none of faces (FaceID)."""
 
@@ -304,9 +311,8 @@ class ModelConfig(Section):
     endpoint: EndpointConfig | None = Field(default=None, description="a server that draws instead of this machine: see below")
     revision: str | None = Field(default=None, description="commit of a hub model; without it the newest is looked up once and recorded")
     variant: str | None = Field(default=None, description="weight files with this infix, for example fp16")
-    controlnet: str | None = Field(
-        default=None,
-        description="for sampling.mode control: 'demo' (edges), the folder or hub name of a ControlNet or T2I-Adapter that fits the model",
+    controlnet: Annotated[ControlnetConfig, _shorthand("id")] | None = Field(
+        default=None, description="for sampling.mode control: see below"
     )
     ip_adapter: Annotated[IpAdapterConfig, _shorthand("id")] | None = Field(
         default=None, description="for sampling.mode image-prompt: see below"

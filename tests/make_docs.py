@@ -11,6 +11,7 @@ from pipeline.models.samplers import samplers_page
 from schemas import tables
 from schemas.config import (
     ComputeConfig,
+    ControlnetConfig,
     EmbeddingConfig,
     EndpointConfig,
     ExpandConfig,
@@ -65,6 +66,7 @@ def config_page() -> str:
         "An entry of `model.loras`": LoraConfig,
         "An entry of `model.embeddings`": EmbeddingConfig,
         "`model.vae`": VaeConfig,
+        "`model.controlnet`": ControlnetConfig,
         "`model.ip_adapter`": IpAdapterConfig,
         "`model.second_stage`": SecondStageConfig,
     }.items():

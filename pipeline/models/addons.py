@@ -182,9 +182,7 @@ def _ip_adapter(config: IpAdapterConfig, base_dir: Path) -> Addon:
     weights = folder / config.file
     if weights.suffix in PICKLES:
         raise pickle_refused(where, weights.name)
-    for path, key in ((weights, "file"), (folder / config.image_encoder, "image_encoder")):
-        if not path.exists():
-            raise ModelError(f"{where}: there is no {path.relative_to(folder)}; set {key}")
+    _refuse_missing_parts(folder, config)
     check_safetensors(weights, where=where)
     names = set(safetensors_names(weights, where=where))
     if not all(any(name.startswith(part) for name in names) for part in ("image_proj.", "ip_adapter.")):
@@ -196,11 +194,18 @@ def _ip_adapter(config: IpAdapterConfig, base_dir: Path) -> Addon:
     return Addon(name=config.id, path=str(folder.resolve()), sha256=_ip_sha256(folder, config), repo=repo, commit=commit)
 
 
+def _refuse_missing_parts(folder: Path, config: IpAdapterConfig) -> None:
+    for name, key in ((config.file, "file"), (f"{config.image_encoder}/config.json", "image_encoder")):
+        if not (folder / name).is_file():
+            raise ModelError(f"model.ip_adapter {config.id}: there is no {name}; set {key}")
+
+
 def _ip_files(config: IpAdapterConfig) -> Sequence[str]:
     return (config.file, f"{config.image_encoder}/config.json", f"{config.image_encoder}/model*.safetensors*")
 
 
 def _ip_sha256(folder: Path, config: IpAdapterConfig) -> str:
+    _refuse_missing_parts(folder, config)
     encoder = weight_files(folder / config.image_encoder, variant=None, where=f"model.ip_adapter {config.id}: {config.image_encoder}")
     return fingerprint(folder, [config.file, *(f"{config.image_encoder}/{name}" for name in ("config.json", *encoder))])
 

@@ -330,7 +330,7 @@ def _load(card: ModelCard, config: ModelConfig, others: Mapping[str, Any]) -> An
         if card.addons.vae:
             folder = card.addons.vae.path
             extra["vae"] = _part(read_json(Path(folder) / "config.json", where=folder)["_class_name"], folder, config)
-        extra |= _borrowed(card, others)
+        extra |= borrowed(card, others)
         pipe = kind.from_pretrained(
             card.folder,
             local_files_only=True,
@@ -352,7 +352,7 @@ def _load(card: ModelCard, config: ModelConfig, others: Mapping[str, Any]) -> An
     return put_on_device(pipe, config.compute)
 
 
-def _borrowed(card: ModelCard, others: Mapping[str, Any]) -> dict[str, Any]:
+def borrowed(card: ModelCard, others: Mapping[str, Any]) -> dict[str, Any]:
     """Another pipeline's text encoder and tokenizer, for a folder that has none, as DeepFloyd IF's later stages."""
     index = read_json(Path(card.folder) / INDEX, where=card.folder)
     if any(name.startswith("text_encoder") for name in component_names(index)):

@@ -53,15 +53,15 @@ def _model_here(card: ModelCard, config: ModelConfig, planned: str) -> Path:
 
 
 def _controlnet_here(folder: Path, config: ModelConfig, planned: str) -> Path:
-    where = f"model.controlnet {config.controlnet}"
-    if config.controlnet == "demo":
+    assert config.controlnet is not None
+    where = f"model.controlnet {config.controlnet.id}"
+    if config.controlnet.id == "demo":
         folder = WEIGHTS / "controlnet"
     elif (
-        config.controlnet
-        and folder.parent.name == "snapshots"  # of the hub's cache, named by its commit
+        folder.parent.name == "snapshots"  # of the hub's cache, named by its commit
         and not is_whole(folder, lambda: controlnet_files(folder, config))
     ):
-        folder = controlnet_from_hub(config.controlnet, revision=folder.name)
+        folder = controlnet_from_hub(config.controlnet.id, revision=folder.name)
     _refuse_missing(folder, where)
     _refuse_other(controlnet_revision(folder, config), planned, folder, where)
     return folder

@@ -151,14 +151,15 @@ def _with_controlnet(card: ModelCard, config: ModelConfig, *, base_dir: Path) ->
     """The card with its ControlNet, whose files become part of the revision."""
     if config.controlnet is None:
         return card
-    where, bundled = f"model.controlnet {config.controlnet}", config.controlnet == "demo"
-    folder = WEIGHTS / "controlnet" if bundled else base_dir / Path(config.controlnet).expanduser()
+    name = config.controlnet.id
+    where, bundled = f"model.controlnet {name}", name == "demo"
+    folder = WEIGHTS / "controlnet" if bundled else base_dir / Path(name).expanduser()
     if not folder.is_dir():
-        if not HUB_ID.fullmatch(config.controlnet):
+        if not HUB_ID.fullmatch(name):
             raise ModelError(
                 f"{where}: there is no such folder (looked for {folder}); give a ControlNet's folder or a hub id such as org/name"
             )
-        folder = controlnet_from_hub(config.controlnet, revision=None)
+        folder = controlnet_from_hub(name, revision=config.controlnet.revision)
     settings, wanted = read_json(folder / "config.json", where=where), CONTROLNETS[card.pipeline_class]
     found = settings.get("_class_name")
     if found == "T2IAdapter" and card.pipeline_class in T2I_ADAPTERS:
@@ -181,7 +182,8 @@ def controlnet_from_hub(repo: str, *, revision: str | None) -> Path:
 
 def controlnet_files(folder: Path, config: ModelConfig) -> list[str]:
     """Files of a ControlNet that get loaded, all checked to be whole. Raises ModelError."""
-    return ["config.json", *weight_files(folder, variant=config.variant, where=f"model.controlnet {config.controlnet}")]
+    where = f"model.controlnet {config.controlnet.id if config.controlnet else folder}"
+    return ["config.json", *weight_files(folder, variant=config.variant, where=where)]
 
 
 def controlnet_revision(folder: Path, config: ModelConfig) -> str:

@@ -1,14 +1,17 @@
 """``batch_size: auto`` is a function of the job and the device: what it chooses, and that the choice holds ever after."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from pipeline.batch_size import LARGEST, ON_CPU, Trial, _fitting, choose, even, largest
+from pipeline.inputs import Conditions
+from pipeline.models.base import Generated
 from pipeline.worker import WorkOrder
 from schemas.errors import ModelError
+from schemas.records import Draw
 from tests.fakes import CARD, LOADER, FakeModel, fake_job, make_draw
 
 GB = 10**9
@@ -35,6 +38,20 @@ def order(loader: str = LOADER, **sections: object) -> WorkOrder:
 def load_single(card: object, config: object) -> FakeModel:
     """A model on a device that holds one image at a time."""
     return FakeModel(largest_batch=1)
+
+
+class Refined(FakeModel):
+    """Has nothing to do in less than one step."""
+
+    def generate(self, draws: Sequence[Draw], conditions: Sequence[Conditions] = ()) -> Generated:
+        if draws[0].steps // 3 < 1:
+            raise ValueError("no step is left")
+        return super().generate(draws, conditions)
+
+
+def load_with_refiner(card: object, config: object) -> FakeModel:
+    """A model whose second stage makes a third of the steps."""
+    return Refined()
 
 
 @pytest.mark.parametrize(
@@ -72,6 +89,15 @@ def test_a_gpu_is_measured_with_two_batches_and_used_to_four_fifths_of_a_workers
 def test_a_gpu_that_holds_one_image_makes_one_at_a_time() -> None:
     found = _fitting(order("tests.pipeline.test_batch_size:load_single"), Trial(draw=make_draw(), draws_at_once=64), Memory(GB, [GB, GB]))
     assert found == 1
+
+
+def test_a_second_stage_is_measured_with_as_many_steps_as_it_makes() -> None:
+    refined = order("tests.pipeline.test_batch_size:load_with_refiner", model={"id": "fake", "second_stage": "refiner"})
+    trial = Trial(draw=make_draw(steps=20), draws_at_once=64)
+    assert _fitting(refined, trial, Memory(20 * GB, [5 * GB, 6 * GB])) == 8
+    plain = order("tests.pipeline.test_batch_size:load_with_refiner")
+    with pytest.raises(ModelError, match="needs a draw to measure"):
+        _fitting(plain, trial, Memory(20 * GB, [5 * GB, 6 * GB]))
 
 
 def test_a_draw_that_fails_measures_nothing() -> None:

@@ -68,7 +68,7 @@ def test_another_controlnet_is_refused(own_copy: Path, tmp_path: Path) -> None:
 
 
 def test_the_bundled_models_are_found_where_promptmill_is_installed(tmp_path: Path) -> None:
-    config = ModelConfig(id="demo", controlnet="demo")
+    config = ModelConfig.model_validate({"id": "demo", "controlnet": "demo"})
     card = resolve_model(config, base_dir=tmp_path, mode="control")
     assert on_this_machine(replace(card, folder="/elsewhere/demo", controlnet="/elsewhere/net"), config) == card
 

@@ -10,6 +10,7 @@ from huggingface_hub import constants
 from pipeline.models.resolve import ModelCard, resolve_model
 from schemas.config import ModelConfig
 from schemas.errors import ModelError
+from tests.pipeline.models import tiny
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 
@@ -49,6 +50,22 @@ def test_a_pinned_commit_is_the_one_that_is_used(tmp_path: Path) -> None:
     found = card(tmp_path, revision=OLDER)
     assert found.revision == OLDER
     assert Path(found.folder).name == OLDER
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_controlnet_is_pinned_as_a_model_is(hub_cache: Path, tmp_path: Path) -> None:
+    net = hub_cache.parent / "models--acme--edges"
+    for commit, seed in ((COMMIT, 1), (OLDER, 2)):
+        tiny.controlnet(net / "snapshots" / commit, "sd", seed=seed)
+    (net / "refs").mkdir()
+    (net / "refs/main").write_text(COMMIT)
+
+    def found(**pin: str) -> ModelCard:
+        config = {"id": "acme/painter", "controlnet": {"id": "acme/edges"} | pin}
+        return resolve_model(ModelConfig.model_validate(config), base_dir=tmp_path, mode="control")
+
+    assert [Path(one.controlnet or "").name for one in (found(), found(revision=OLDER))] == [COMMIT, OLDER]
+    assert found().revision == found(revision=COMMIT).revision != found(revision=OLDER).revision
 
 
 def test_a_folder_next_to_the_configuration_wins_over_the_hub(hub_cache: Path, tmp_path: Path) -> None:

@@ -223,16 +223,16 @@ def test_a_controlnet_of_another_family_is_refused(tmp_path: Path) -> None:
     tiny.sd(tmp_path / "sd")
     tiny.controlnet(tmp_path / "net", "sd3")
     with pytest.raises(ModelError, match="is a SD3ControlNetModel, and sd takes a ControlNetModel"):
-        resolve_model(ModelConfig(id="sd", controlnet="net"), base_dir=tmp_path, mode="control")
+        resolve_model(ModelConfig.model_validate({"id": "sd", "controlnet": "net"}), base_dir=tmp_path, mode="control")
 
 
 def test_an_adapter_of_edges_reads_one_channel_and_needs_sizes_that_it_can_halve(tmp_path: Path) -> None:
     tiny.sd_for_adapters(tmp_path / "sd")
-    own = ModelConfig(id="sd", controlnet=str(tiny.t2i_adapter(tmp_path / "net", "sd", in_channels=1)))
+    own = ModelConfig.model_validate({"id": "sd", "controlnet": str(tiny.t2i_adapter(tmp_path / "net", "sd", in_channels=1))})
     model = load_model(resolve_model(own, base_dir=tmp_path, mode="control"), own)
     one, other = (images(model, "control", (0, given)) for given in (0, 1))
     assert not np.array_equal(one, other)
-    public = ModelConfig(id="sd", controlnet=str(tiny.t2i_adapter(tmp_path / "other", "sd", downscale_factor=8)))
+    public = ModelConfig.model_validate({"id": "sd", "controlnet": str(tiny.t2i_adapter(tmp_path / "other", "sd", downscale_factor=8))})
     assert resolve_model(public, base_dir=tmp_path, mode="control").size_multiple == 16
 
 

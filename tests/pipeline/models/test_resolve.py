@@ -176,7 +176,7 @@ def test_the_bundled_controlnet_and_upscaler_are_found_and_checked(monkeypatch: 
     upscaler = ModelConfig(id="demo-upscaler")
     card = resolve_model(upscaler, base_dir=tmp_path, mode="super-resolution")
     assert (card.name, card.input_scale, card.width) == ("demo-upscaler", 4, 64)
-    guided = ModelConfig(id="demo", controlnet="demo")
+    guided = ModelConfig.model_validate({"id": "demo", "controlnet": "demo"})
     assert resolve_model(guided, base_dir=tmp_path, mode="control").controlnet == str(weights / "controlnet")
     flipped = weights / "controlnet" / "diffusion_pytorch_model.safetensors"
     flipped.write_bytes(flipped.read_bytes()[:-1] + b"?")

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from pipeline.models import load_model
+from pipeline.models.bare import BareLoop
 from pipeline.models.base import ImageModel
 from pipeline.models.resolve import ModelCard, resolve_model
 from schemas.config import ModelConfig
@@ -95,6 +96,20 @@ def test_a_second_model_that_cannot_do_its_mode_is_refused(folder_of: Made) -> N
         ModelError, match=r"refiner \(StableDiffusionXLImg2ImgPipeline\) cannot do super-resolution; it can do: image-to-image"
     ):
         load(folder_of, "sdxl+refiner", mode="super-resolution")
+
+
+@pytest.mark.parametrize("cascade", CASCADES)
+def test_the_loop_that_bench_compares_with_makes_images_of_both(folder_of: Made, cascade: str) -> None:
+    first, second, mode, size = CASCADES[cascade]
+    stage = {"id": str(folder_of(second)), "mode": mode, "steps": 4}
+    config = ModelConfig.model_validate({"id": str(folder_of(first)), "second_stage": stage})
+    loop = BareLoop(resolve_model(config, base_dir=Path.cwd()), config, 1)
+    draws = [make_draw(number, width=size, height=size) for number in (0, 1)]
+    images = loop.draw(draws)
+    assert images.shape == (2, size, size, 3)
+    made = load(folder_of, cascade)[1].generate(draws).images_NHWC.astype(int)
+    apart = np.abs(images - made).mean()  # not nothing, since the loop reads the texts of a batch together
+    assert apart < np.abs(images - made[::-1]).mean() / 3
 
 
 def test_a_job_of_two_stages_runs_from_a_yaml_and_makes_the_same_bytes_again(

@@ -268,10 +268,10 @@ def sd_wide(folder: Path) -> Path:
     return sd(folder, channels=16)
 
 
-def controlnet(folder: Path, family: str) -> Path:
+def controlnet(folder: Path, family: str, *, seed: int = 1) -> Path:
     """A ControlNet for the tiny model of a family, with random weights where a new one has zeros."""
-    torch.manual_seed(1)
     network = _CONTROLNETS[family](folder.parent)
+    torch.manual_seed(seed)
     for parameter in network.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
