@@ -1,10 +1,11 @@
 """Kills a run at random moments, again and again, lets it finish, and compares: ``python -m tests.chaos FOLDER --kills 20 --seed 1``.
 
-Each time a forked process takes the run up, and after a random time, counted from its start or from its first committed
-shard, it gets SIGKILL; or SIGTERM, so that it puts its batches aside, and SIGKILL some time later, while it does. After each
-kill all that is published must be whole, and what has a marker must be what the marker says. In the end the dataset must be that
-of an undisturbed run, byte for byte, and ``verify`` must find nothing. Prints one JSON object; the same seed draws the same
-moments.
+Each time a forked process takes the run up, and after a random time, counted from its start, from its first committed shard,
+or, much shorter, from the first file of a shard that it publishes, it gets SIGKILL; or SIGTERM, so that it puts its batches
+aside, and SIGKILL some time later, while it does. After each kill all that is published must be whole, and what has a marker
+must be what the marker says. In the end the dataset must be that of an undisturbed run, byte for byte, and ``verify`` must find
+nothing. Prints one JSON object, which also tells after how many kills a shard was half published; the same seed draws the same
+moments. The run has more draws than the kills leave time for.
 """
 
 import argparse
@@ -29,10 +30,10 @@ from jobs.verify import verify
 from schemas import layout
 from tests import fakes
 
-DRAWS = 1200
-SLOW_SECONDS = 0.02  # per draw: all together more than the kills leave time for
+DRAWS_PER_KILL = 60
+SLOW_SECONDS = 0.02  # per draw
 LONGEST_SECONDS = 1.0  # to a kill
-TEXTS = [("RAISE" if n % 97 == 13 else "BLANK" if n % 89 == 7 else "SLOW") + f" picture {n}" for n in range(DRAWS)]
+COMMIT_SECONDS = 0.01  # in which the other files of a shard follow its first
 VOLATILE = (layout.DONE, layout.EVENTS, layout.JOB, layout.LEASE)
 
 
@@ -45,36 +46,44 @@ def main() -> int:
     asked = parser.parse_args()
     print(f"seed {asked.seed}", file=sys.stderr)
     out, found = asked.folder / "run", []
-    kills, finished = _kill(out, random.Random(asked.seed), asked.kills, found)
-    done = _made(out)
-    found += _finish(out, asked.folder / "undisturbed")
-    print(json.dumps({"seed": asked.seed, "kills": kills, "finished": finished, "shards_before_the_end": done, "found": found}))
+    texts = _texts(DRAWS_PER_KILL * asked.kills)
+    kills, half, finished = _kill(out, texts, random.Random(asked.seed), asked.kills, found)
+    report = {"seed": asked.seed, "kills": kills, "half_published": half, "finished": finished, "shards_before_the_end": _made(out)}
+    found += _finish(out, asked.folder / "undisturbed", texts)
+    print(json.dumps(report | {"found": found}))
     return int(bool(found))
 
 
-def _kill(out: Path, chance: random.Random, kills: int, found: list[str]) -> tuple[int, bool]:
-    """How many were killed at work, and whether the run was finished before its time."""
+def _texts(draws: int) -> list[str]:
+    return [("RAISE" if n % 97 == 13 else "BLANK" if n % 89 == 7 else "SLOW") + f" picture {n}" for n in range(draws)]
+
+
+def _kill(out: Path, texts: list[str], chance: random.Random, kills: int, found: list[str]) -> tuple[int, int, bool]:
+    """How many were killed at work, how often a shard was half published then, and whether the run was finished before its time."""
+    half = 0
     for number in range(kills):
-        at_work, drains = chance.random() < 0.5, chance.random() < 0.3
+        since, drains = chance.choice(("the start", "a shard", "a file")), chance.random() < 0.3
         seconds, later = chance.uniform(0, LONGEST_SECONDS), chance.uniform(0, LONGEST_SECONDS)
-        before, pid = _made(out), _fork(lambda: _run(out, SLOW_SECONDS))
-        if at_work:
-            _wait(lambda before=before: _made(out) > before)
-        time.sleep(seconds)
+        folder = "images" if since == "a file" else "done"
+        before, pid = _made(out, folder), _fork(lambda: _run(out, texts, SLOW_SECONDS))
+        if since != "the start":
+            _wait(lambda before=before, folder=folder: _made(out, folder) > before)
+        time.sleep(seconds * COMMIT_SECONDS if since == "a file" else seconds)
         if drains:
             os.kill(pid, signal.SIGTERM)
             time.sleep(later)
         os.kill(pid, signal.SIGKILL)
         if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) in (0, 1):  # some draws fail by intent
-            return number, True
+            return number, half, True
+        half += _made(out, "images") > _made(out)
         found += [f"after kill {number + 1}: {problem}" for problem in _damage(out)]
-    return kills, False
+    return kills, half, False
 
 
-def _finish(out: Path, undisturbed: Path) -> list[str]:
+def _finish(out: Path, undisturbed: Path, texts: list[str]) -> list[str]:
     """Let the run finish, make another one in one go, and compare."""
     for folder in (out, undisturbed):
-        code = os.waitstatus_to_exitcode(os.waitpid(_fork(lambda folder=folder: _run(folder, 0.0)), 0)[1])
+        code = os.waitstatus_to_exitcode(os.waitpid(_fork(lambda folder=folder: _run(folder, texts, 0.0)), 0)[1])
         if code != 1:
             return [f"{folder}: ended with exit status {code}"]
     made, wanted = _dataset(out), _dataset(undisturbed)
@@ -82,11 +91,11 @@ def _finish(out: Path, undisturbed: Path) -> list[str]:
     return [f"{name} differs" for name in differing] + [str(problem) for problem in verify(RunDir.open(out)).problems]
 
 
-def _run(out: Path, slow_seconds: float) -> int:
+def _run(out: Path, texts: list[str], slow_seconds: float) -> int:
     logging.disable(logging.WARNING)
     fakes.SLOW_SECONDS = slow_seconds
     out.parent.mkdir(parents=True, exist_ok=True)
-    job = fakes.fake_job(out.parent, prompts={"texts": TEXTS, "draws_per_prompt": 1}, output={"shard_size": 8})
+    job = fakes.fake_job(out.parent, prompts={"texts": texts, "draws_per_prompt": 1}, output={"shard_size": 8})
     return run(job, out=out, model_loader=fakes.LOADER).exit_code
 
 
@@ -106,7 +115,7 @@ def _fork(work: Callable[[], int]) -> int:
 def _wait(until: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not until() and time.monotonic() < deadline:
-        time.sleep(0.01)
+        time.sleep(0.001)
 
 
 def _damage(out: Path) -> list[str]:
@@ -130,8 +139,12 @@ def _damage(out: Path) -> list[str]:
     return problems
 
 
-def _made(out: Path) -> int:
-    return len(list(out.glob("done/*.json")))
+def _made(out: Path, folder: str = "done") -> int:
+    """Files that are published in a folder of the run."""
+    try:
+        return sum(not name.startswith(".") for name in os.listdir(out / folder))
+    except FileNotFoundError:
+        return 0
 
 
 def _dataset(folder: Path) -> dict[str, bytes]:

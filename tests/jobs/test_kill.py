@@ -40,7 +40,7 @@ def wait_for_images(out: Path, process: subprocess.Popen[bytes], more_than: int)
 
 
 def test_a_run_that_is_killed_20_times_at_random_moments_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    """The seed is printed; longer: ``python -m tests.chaos FOLDER --kills 200``."""
+    """The seed is printed; longer: ``python -m tests.chaos FOLDER --kills 100``."""
     done = subprocess.run([sys.executable, "-m", "tests.chaos", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stderr)
     report = json.loads(done.stdout)
