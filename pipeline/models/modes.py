@@ -44,9 +44,13 @@ _FAMILIES: tuple[Mapping[Mode, str], ...] = (
     },
     {"text-to-image": "LatentConsistencyModelPipeline", "image-to-image": "LatentConsistencyModelImg2ImgPipeline"},
     {"super-resolution": "StableDiffusionUpscalePipeline"},
+    {"super-resolution": "StableDiffusionLatentUpscalePipeline"},
     {"super-resolution": "IFSuperResolutionPipeline"},
 )
-INPUT_SCALE = {"StableDiffusionUpscalePipeline": 4, "IFSuperResolutionPipeline": 4}
+LATENT_UPSCALER = "StableDiffusionLatentUpscalePipeline"
+"""Steps with its own sampler only: it works out the sampler's sigmas itself."""
+
+INPUT_SCALE = {"StableDiffusionUpscalePipeline": 4, LATENT_UPSCALER: 2, "IFSuperResolutionPipeline": 4}
 """How much larger than the init image the pipeline's images are."""
 
 CONTROLNETS = {

@@ -16,6 +16,7 @@ from pipeline.models.modes import (
     GUIDES_IN_ONE_CALL,
     GUIDES_IN_TWO_CALLS,
     INPUT_SCALE,
+    LATENT_UPSCALER,
     RESCALES_GUIDANCE,
     T2I_ADAPTERS,
     WEIGHS_PROMPTS,
@@ -109,8 +110,9 @@ def _for_mode(card: ModelCard, mode: Mode, unet: dict[str, Any] | None) -> Model
     if mode not in found:
         raise ModelError(f"sampling.mode: {card.name} ({card.pipeline_class}) cannot do {mode}; it can do: {', '.join(found)}")
     scale = INPUT_SCALE.get(found[mode], 1)
-    # the U-Net of an upscaler halves its latents, which are as large as the init image, three times
-    multiple = math.lcm(card.size_multiple, 8 * scale) if scale > 1 else card.size_multiple
+    # the U-Net of an upscaler halves its latents three times; those of the x4 one are as large as the init image
+    halved = 8 * (card.size_multiple if found[mode] == LATENT_UPSCALER else scale)
+    multiple = math.lcm(card.size_multiple, halved) if scale > 1 else card.size_multiple
     return replace(card, pipeline_class=found[mode], mode=mode, input_scale=scale, size_multiple=multiple)
 
 
@@ -238,6 +240,8 @@ def _check_sampler(card: ModelCard, name: str) -> None:
     prediction = "edm" if card.scheduler.startswith("EDM") else card.prediction_type
     if card.pipeline_class == ENDPOINT and name != "default":
         raise ModelError(f"sampling.scheduler: the endpoint of {card.name} chooses its own sampler; use default")
+    if card.pipeline_class == LATENT_UPSCALER and name != "default":
+        raise ModelError(f"sampling.scheduler: {card.name} ({LATENT_UPSCALER}) steps with its own sampler only; use default")
     fitting = ", ".join(samplers.fitting(prediction, zero_snr=card.zero_snr))
     if name == "default":
         if card.scheduler in samplers.SEED_IGNORED:

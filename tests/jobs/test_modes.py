@@ -72,6 +72,20 @@ def test_a_mode_runs_and_its_folder_suffices_to_make_the_images_again(mode_job: 
     assert verify(run_dir, regenerate=6, remake=remaker(run_dir)).problems == ()
 
 
+def test_the_latent_upscaler_doubles_a_picture_with_its_own_sampler(job: JobFile) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(job.folder / "a.png")
+    (job.folder / "prompts.csv").write_text("prompt,init_image\na,a.png\n")
+    job.raw["sampling"] |= {"width": None, "height": None}
+    model = {"id": str(tiny.latent_upscaler(job.folder / "upscaler"))}
+    job.write(prompts={"file": "prompts.csv"}, model=model, sampling={"mode": "super-resolution"})
+    assert run(prepare(job.path), out=job.out).failed == 0
+    assert {(row["width"], row["height"]) for row in pq.read_table(job.out / "metadata").to_pylist()} == {(64, 64)}
+    run_dir = RunDir.open(job.out)
+    assert verify(run_dir, regenerate=2, remake=remaker(run_dir)).problems == ()
+    with pytest.raises(ModelError, match="steps with its own sampler only; use default"):
+        prepare(job.path, ["sampling.scheduler=ddim"])
+
+
 def test_shards_and_resume_change_nothing_and_a_changed_picture_is_refused(job: JobFile, tmp_path: Path) -> None:
     for number in range(4):
         Image.new("RGB", (40, 40), (60 * number, 0, 0)).save(job.folder / f"{number}.png")

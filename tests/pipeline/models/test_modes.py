@@ -33,6 +33,7 @@ ROWS: list[tuple[str, Mode]] = [
     ("inpainter", "inpainting"),
     ("sd-wide", "inpainting"),
     ("upscaler", "super-resolution"),
+    ("latent-upscaler", "super-resolution"),
     ("sd", "image-prompt"),
     ("sdxl", "image-prompt"),
     ("sd-t2i", "control"),
@@ -46,7 +47,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     """A tiny model by family, loaded for a mode."""
     root, made = tmp_path_factory.mktemp("modes"), {}
     builders = tiny_families.BUILDERS | tiny.BUILDERS | {"inpainter": tiny.inpainter, "upscaler": tiny.upscaler, "sd-wide": tiny.sd_wide}
-    builders |= {"sd-t2i": tiny.sd_for_adapters, "sdxl-t2i": tiny.sdxl}
+    builders |= {"latent-upscaler": tiny.latent_upscaler, "sd-t2i": tiny.sd_for_adapters, "sdxl-t2i": tiny.sdxl}
 
     def model(family: str, mode: Mode) -> ImageModel:
         if (family, mode) not in made:
@@ -75,9 +76,9 @@ def a_draw(index: int, mode: Mode, **changes: object) -> Draw:
     return make_draw(index, mode=mode, **of_the_mode | changes)
 
 
-def inputs(index: int, mode: Mode) -> Conditions:
-    """Noise in each role that the mode has; equal indices are equal inputs."""
-    rng, side = np.random.default_rng(index), 8 if mode == "super-resolution" else 32
+def inputs(index: int, mode: Mode, scale: int = 4) -> Conditions:
+    """Noise in each role that the mode has; equal indices are equal inputs. An upscaler's are 1 / ``scale`` of the image."""
+    rng, side = np.random.default_rng(index), 32 // scale if mode == "super-resolution" else 32
     made = {role: rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for role in INPUTS[mode]}
     mask = made.pop("mask", None)
     return Conditions(
@@ -91,7 +92,8 @@ def inputs(index: int, mode: Mode) -> Conditions:
 def images(model: ImageModel, mode: Mode, *pairs: tuple[int, int], **changes: object) -> np.ndarray:
     """Images of (draw, inputs) pairs."""
     draws = [a_draw(draw, mode, **changes) for draw, _ in pairs]
-    return model.generate(draws, [inputs(index, mode) for _, index in pairs]).images_NHWC
+    scale = modes.INPUT_SCALE.get(type(model._pipe).__name__, 1)  # type: ignore[attr-defined]
+    return model.generate(draws, [inputs(index, mode, scale) for _, index in pairs]).images_NHWC
 
 
 @pytest.mark.parametrize(("family", "mode"), ROWS)
@@ -106,7 +108,7 @@ def test_an_image_depends_on_its_inputs_and_on_no_neighbour_and_no_slot(loaded: 
     assert not np.array_equal(first[1], same_draw)
 
 
-@pytest.mark.parametrize(("family", "mode"), [row for row in ROWS if row[0] not in ("flux", "z-image", "lcm")])
+@pytest.mark.parametrize(("family", "mode"), [row for row in ROWS if row[0] not in ("flux", "z-image", "lcm", "latent-upscaler")])
 def test_guidance_may_be_for_some_of_the_steps(loaded: Loaded, family: str, mode: Mode) -> None:
     model, fixed = loaded(family, mode), {"strength": 1.0} if mode in STRENGTH else {}
     check_guidance_interval(model, lambda **changes: images(model, mode, (0, 0), (1, 1), (2, 2), **fixed, **changes))

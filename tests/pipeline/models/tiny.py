@@ -233,6 +233,20 @@ def upscaler(folder: Path) -> Path:
     return folder
 
 
+def latent_upscaler(folder: Path) -> Path:
+    """Stable Diffusion's x2 upscaler: the U-Net sees the latents of the image beside its own, and a summary of the prompt."""
+    torch.manual_seed(0)
+    pipe = diffusers.StableDiffusionLatentUpscalePipeline(
+        vae=vae(),
+        text_encoder=clip_text(),
+        tokenizer=clip_tokenizer(folder / "tokenizer"),
+        unet=unet(in_channels=8, out_channels=5, sample_size=32, time_cond_proj_dim=128 + 32),
+        scheduler=diffusers.EulerDiscreteScheduler(prediction_type="sample"),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def inpainter(folder: Path) -> Path:
     """Stable Diffusion's own inpainting model: mask and masked latents are channels of the U-Net's input."""
     torch.manual_seed(0)
