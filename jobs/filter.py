@@ -4,13 +4,10 @@ The verdicts of a run are a function of its metadata and of the rules given here
 Without rules the run's own hold again.
 """
 
-import hashlib
-import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +15,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 
-from jobs.added_scores import added_columns
 from jobs.embeddings import read_features
-from jobs.judged import Judged, added_scorers, read_judged
+from jobs.judged import added_scorers, read_judged
+from jobs.judged_tables import gains, judged_tables, read_shards, remove_tables, write_tables
 from jobs.lease import Lease, hold
-from jobs.run_dir import RunDir, damaged
+from jobs.run_dir import RunDir
 from pipeline.filter import PASSED, Judgement, Rows, judge_rows
-from pipeline.write import parquet_bytes
 from schemas import layout
 from schemas.config import FilterConfig
 from schemas.config_load import load_filter
@@ -34,8 +29,6 @@ from schemas.errors import ConfigError, RunFolderError
 from schemas.records import Marker
 from schemas.tables import metadata_schema
 
-READERS = 8
-SHARDS_PER_TABLE = 1000
 NEEDED = ("prompt_id", "status", "reason", "is_blank", "safety_flagged")
 
 Counts = dict[tuple[str, str | None], int]
@@ -85,9 +78,9 @@ def _judge(run: RunDir, rules: FilterConfig, *, lease: Lease | None) -> Change:
     if lease is None:
         rows = read_rows(run, markers, rules, added)
         after = _counts(rows, judge(rows, rules, [*run.job.scorers, *added], embedding=_embedding(run, markers, rows, rules)))
-    elif rules == run.job.config.filter and not added and len(markers) <= SHARDS_PER_TABLE:  # a larger run gains by larger tables
+    elif rules == run.job.config.filter and not added and not gains(markers):
         run.store.delete(layout.JUDGED_INDEX)
-        _remove_tables(run, keep=())
+        remove_tables(run, keep=())
         run.log("judged", filter=None)
         after = count(run)
     else:
@@ -102,61 +95,8 @@ def publish(run: RunDir, markers: Sequence[Marker], rules: FilterConfig, *, adde
     counts = _counts(rows, found)
     accepted = int(found.accepted.sum())
     rejected = sum(number for (status, _), number in counts.items() if status == "rejected")
-    _write(run, markers, judged_tables(run, markers, found, added), rules, added, accepted, rejected, lease)
+    write_tables(run, markers, judged_tables(run, markers, found, added), rules, added, accepted, rejected, lease)
     return counts
-
-
-def gather(run: RunDir, lease: Lease | None = None) -> bool:
-    """Write the metadata of a run of more than ``SHARDS_PER_TABLE`` shards, with its own verdicts, in larger tables, which queries read
-    many times faster; whether that was of use. What ``promptmill filter`` with other rules has judged stays. The run is held.
-    """
-    markers, rules, judged = run.markers(), run.job.config.filter, read_judged(run.store)
-    if len(markers) <= SHARDS_PER_TABLE or (judged and (FilterConfig.model_validate(judged.filter) != rules or judged.scorers)):
-        return False
-    if judged and all(map(judged.covers, markers)) and len(markers) == len(judged.shards):
-        return False
-    accepted, rejected = sum(marker.accepted for marker in markers), sum(marker.rejected for marker in markers)
-    parts = (markers[first : first + SHARDS_PER_TABLE] for first in range(0, len(markers), SHARDS_PER_TABLE))
-    tables = (pa.concat_tables(_read(run, part, None, {})).combine_chunks() for part in parts)
-    _write(run, markers, tables, rules, {}, accepted, rejected, lease)
-    return True
-
-
-def _write(
-    run: RunDir,
-    markers: Sequence[Marker],
-    parts: Iterable[pa.Table],
-    rules: FilterConfig,
-    added: Mapping[str, str],
-    accepted: int,
-    rejected: int,
-    lease: Lease | None,
-) -> None:
-    """The tables, one by one, then the index that makes them count."""
-    dumped = rules.model_dump(mode="json", exclude_none=True)
-    shards = {str(marker.shard_id): marker.metadata_sha256 for marker in markers}
-    judged_id = hashlib.sha256(json.dumps([dumped, shards, dict(added)], sort_keys=True).encode()).hexdigest()[:16]
-    tables: dict[str, str] = {}
-    for number, table in enumerate(parts):
-        data = parquet_bytes(table, compression="zstd", row_group_size=100_000)
-        name = layout.judged_file(judged_id, number)
-        run.store.put(name, data)
-        tables[name] = hashlib.sha256(data).hexdigest()
-    if lease is not None:
-        lease.check()
-    judged = Judged(id=judged_id, filter=dumped, shards=shards, tables=tables, accepted=accepted, rejected=rejected, scorers=dict(added))
-    run.store.put(layout.JUDGED_INDEX, judged.to_bytes())
-    _remove_tables(run, keep=tables)
-    run.log("judged", filter=dumped, accepted=accepted, rejected=rejected)
-
-
-def judged_tables(run: RunDir, markers: Sequence[Marker], found: Judgement, added: Mapping[str, str]) -> Iterator[pa.Table]:
-    """The metadata table with these verdicts, in parts."""
-    start = 0
-    for first in range(0, len(markers), SHARDS_PER_TABLE):
-        table = pa.concat_tables(_read(run, markers[first : first + SHARDS_PER_TABLE], None, added)).combine_chunks()
-        yield _with_verdicts(table, found, slice(start, start + table.num_rows))
-        start += table.num_rows
 
 
 def read_rows(run: RunDir, markers: Sequence[Marker], rules: FilterConfig, added: Mapping[str, str]) -> pa.Table:
@@ -170,7 +110,7 @@ def read_rows(run: RunDir, markers: Sequence[Marker], rules: FilterConfig, added
         wanted |= {_column(rule.within, schema)} if rule.within not in ("run", "prompt") else set()
         words = {word.lower() for word in re.findall(r"\w+", rule.where or "")}
         wanted |= {name for name in schema.names if name in words}
-    return pa.concat_tables(_read(run, markers, [name for name in schema.names if name in wanted], added)).combine_chunks()
+    return pa.concat_tables(read_shards(run, markers, [name for name in schema.names if name in wanted], added)).combine_chunks()
 
 
 def judge(table: pa.Table, rules: FilterConfig, scorers: Sequence[str], *, embedding: np.ndarray | None = None) -> Judgement:
@@ -233,48 +173,6 @@ def _counts(table: pa.Table, found: Judgement) -> Counts:
     return dict(counts)
 
 
-def _with_verdicts(table: pa.Table, found: Judgement, rows: slice) -> pa.Table:
-    made = pc.not_equal(table["status"], "failed").to_numpy()
-    reason, rank = found.reason[rows], found.rank[rows]
-    why = pa.array([found.reasons[number] if number >= 0 else None for number in reason], pa.string())
-    status = pa.array(np.where(found.accepted[rows], "accepted", "rejected"), pa.string())
-    ranked = pa.array(rank > 0)
-    columns = {
-        "status": pc.if_else(pa.array(made), status, table["status"].combine_chunks()),
-        "reason": pc.if_else(pa.array(made), why, table["reason"].combine_chunks()),
-        "rank_in_prompt": pc.if_else(ranked, pa.array(rank), pa.scalar(None, pa.int32())),
-        "is_best": pc.if_else(ranked, pa.array(rank == 1), pa.scalar(None, pa.bool_())),
-    }
-    for name, column in columns.items():
-        at = table.schema.get_field_index(name)
-        table = table.set_column(at, table.schema.field(at), column)
-    return table
-
-
-def _read(run: RunDir, markers: Sequence[Marker], columns: list[str] | None, added: Mapping[str, str]) -> list[pa.Table]:
-    """Tables of the shards; of all columns or of these, with those of added scorers."""
-    schema = metadata_schema([*run.job.scorers, *added])
-    names = columns or schema.names
-    own = [name for name in names if name in metadata_schema(run.job.scorers).names]
-
-    def one(marker: Marker) -> pa.Table:
-        name = layout.metadata_file(marker.shard_id)
-        try:
-            data = run.store.get(name)
-            if hashlib.sha256(data).hexdigest() != marker.metadata_sha256:
-                raise OSError("its bytes are not those that were committed")
-            table = pq.read_table(pa.BufferReader(data), columns=[*{*own, "sample_id"}] if added else own, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise damaged(run, name, error) from None
-        for scorer, version in added.items():
-            for column, values in added_columns(run.store, marker, scorer, version, table["sample_id"].to_pylist()).items():
-                table = table.append_column(column, pa.array(values, schema.field(column).type))
-        return table.select(names).cast(pa.schema([schema.field(name) for name in names], schema.metadata))
-
-    with ThreadPoolExecutor(READERS, thread_name_prefix="metadata") as pool:
-        return list(pool.map(one, markers))
-
-
 def _column(within: str, schema: pa.Schema) -> str:
     """Column that a group is made of."""
     column = "tags" if within.startswith("tags.") else within
@@ -298,9 +196,3 @@ def _numbers(column: pa.ChunkedArray) -> np.ndarray:
 def _uint64(column: pa.ChunkedArray) -> np.ndarray:
     """The first 16 hexadecimal digits as a number; 0 for null."""
     return np.array([int(text[:16], 16) if text else 0 for text in column.to_pylist()], dtype=np.uint64)
-
-
-def _remove_tables(run: RunDir, keep: Sequence[str] | dict[str, str]) -> None:
-    for name in run.store.list(layout.JUDGED):
-        if name not in keep and name != layout.JUDGED_INDEX:
-            run.store.delete(name)

@@ -12,9 +12,10 @@ from pathlib import Path
 from jobs.batch_size import settled
 from jobs.executor import Control, Executor
 from jobs.expand import ask, count_requests, with_answers
-from jobs.filter import gather, judge_again
+from jobs.filter import judge_again
 from jobs.interrupt import STOPPED, draining
 from jobs.judged import read_judged
+from jobs.judged_tables import gather
 from jobs.lease import hold
 from jobs.prepare import Prepared
 from jobs.retry import reopen_failed

@@ -1,11 +1,15 @@
 """``filter`` judges a run again from its stored scores: every reader sees it at once, the run's own files never change."""
 
+import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.filter import filter_run, judge_again
@@ -16,6 +20,7 @@ from jobs.run import run as run_verb
 from jobs.run_dir import RunDir
 from jobs.status import status
 from jobs.verify import verify
+from pipeline.write import parquet_bytes
 from schemas import layout
 from schemas.config import FilterConfig
 from schemas.errors import ConfigError, QueryError, RunFolderError
@@ -74,9 +79,25 @@ def test_without_rules_the_run_s_own_verdicts_come_back(run: RunDir) -> None:
     assert run.store.list(layout.JUDGED) == []
 
 
+def test_a_run_that_an_older_version_made_is_judged_again_like_any_other(run: RunDir) -> None:
+    """Its tables lack columns of today."""
+    for marker in run.markers():
+        name = layout.metadata_file(marker.shard_id)
+        data = parquet_bytes(pq.read_table(pa.BufferReader(run.store.get(name))).drop_columns(["guidance_interval"]))
+        run.store.put(name, data)
+        run.store.put(
+            layout.done_file(marker.shard_id),
+            json.dumps(asdict(replace(marker, metadata_sha256=hashlib.sha256(data).hexdigest()))).encode(),
+        )
+    before = rows(run, VERDICTS)
+    filter_run(run.store.root, rules({"score": "clip", "min": 0.6}))
+    assert rows(run, VERDICTS) != before
+    assert rows(run, "select distinct guidance_interval from metadata") == [{"guidance_interval": None}]
+
+
 def test_without_rules_a_run_of_many_shards_keeps_its_verdicts_in_larger_tables(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     own = rows(run, VERDICTS)
-    monkeypatch.setattr("jobs.filter.SHARDS_PER_TABLE", 4)
+    monkeypatch.setattr("jobs.judged_tables.SHARDS_PER_TABLE", 4)
     filter_run(run.store.root)
     assert len(run.store.list(layout.JUDGED)) == 3, "6 shards in two tables, and the index"
     assert rows(run, VERDICTS) == own
@@ -84,7 +105,7 @@ def test_without_rules_a_run_of_many_shards_keeps_its_verdicts_in_larger_tables(
 
 
 def test_a_run_of_many_shards_ends_with_its_metadata_in_larger_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.filter.SHARDS_PER_TABLE", 2)
+    monkeypatch.setattr("jobs.judged_tables.SHARDS_PER_TABLE", 2)
     texts, said = [f"picture {n} {'RAISE' * (n == 3)}" for n in range(22)], []
     rule = {"rules": [{"score": "bright", "min": 0.5}]}
 
