@@ -3,6 +3,7 @@
 The local executor calls it directly, the Ray executor from inside an actor; it knows neither.
 """
 
+import ctypes
 import gzip
 import importlib
 import os
@@ -31,6 +32,8 @@ from schemas.records import ShardResult
 SHARDS_AT_ONCE = 2  # one samples while the other's last images are encoded and written, or while it waits for its turn
 SHARDS_UNWRITTEN = 6  # further ones, for as many as wait for a slow store; while they are
 UNWRITTEN_BYTES = 512 * 1024**2  # at the most, of images; the shard that goes over it is the last
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 1024**3  # blocks up to this size come from the heap, of which so much may be free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,7 @@ class ShardWorker:
 
     def __init__(self, order: WorkOrder) -> None:
         """Load the models. Raises ModelError if this machine's files are not those of the plan."""
+        keep_freed_memory()
         config = JobConfig.model_validate(order.config)
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -149,6 +153,16 @@ def _profiled(model: ImageModel, store: Store, worker: str) -> ImageModel:
 def peak_rss_bytes() -> int:
     """The most main memory that this process has had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed. A network's layers take and free the same large blocks again and again; a block that was given
+    back to the system comes back page by page, each of them cleared: https://man7.org/linux/man-pages/man3/mallopt.3.html.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD) if mallopt else ():
+            mallopt(option, _KEPT_BYTES)
 
 
 def _load(dotted: str) -> Any:
