@@ -159,10 +159,10 @@ def keep_freed_memory() -> None:
     """Have glibc keep what is freed. A network's layers take and free the same large blocks again and again; a block that was given
     back to the system comes back page by page, each of them cleared: https://man7.org/linux/man-pages/man3/mallopt.3.html.
     """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD) if mallopt else ():
-            mallopt(option, _KEPT_BYTES)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # musl has none
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def _load(dotted: str) -> Any:
