@@ -112,7 +112,8 @@ def run_shard(
     clock = _Clock(stages.on_stage)
     outcomes, drained = (_make_carefully if carefully else _make)(shard, digest, stages, stop, clock)
     if drained:
-        save_partial(stages.store, shard.shard_id, outcomes, digest)
+        if outcomes:
+            save_partial(stages.store, shard.shard_id, outcomes, digest)
         return ShardResult(shard_id=shard.shard_id, worker=stages.worker, seconds=clock.seconds, usage=clock.usage, drained=True)
     if not keep_failures and _looks_broken(outcomes):
         raise ShardError(f"shard {shard.shard_id}: all {len(outcomes)} draws failed, the first with {outcomes[0].error}")
