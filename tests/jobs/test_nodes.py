@@ -2,26 +2,18 @@
 
 import contextlib
 import os
-import shutil
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from jobs import ray_pool
-from jobs.prepare import prepare
 from jobs.run import Tally, run
 from jobs.run_dir import RunDir
 from jobs.verify import verify
-from schemas import layout
 from schemas.errors import ConfigError, ModelError
 from tests.fakes import fake_job
-from tests.jobs.conftest import JobFile
 from tests.jobs.test_run import dataset, events, make
 
 pytestmark = [
@@ -88,52 +80,6 @@ def test_a_node_with_other_files_does_nothing_and_the_rest_goes_on(tmp_path: Pat
     assert f"error {socket.gethostname()}: model fake: there is no folder /nowhere on this machine; copy it there" in line
     make(fake_job(tmp_path, prompts={"texts": texts}), tmp_path / "here")
     assert dataset(tmp_path / "run") == dataset(tmp_path / "here")
-
-
-def test_nodes_that_really_hold_other_files_are_set_aside_and_the_run_ends_right(tmp_path: Path, cluster, job: JobFile) -> None:
-    """A real model. One node sees another one under its path, by one bit of its weights; another node sees nothing there."""
-    model = tmp_path / "models" / "painter"
-    for folder in ("models", "others"):
-        shutil.copytree(job.raw["model"]["id"], tmp_path / folder / "painter")
-    (tmp_path / "none").mkdir()
-    weights = tmp_path / "others/painter/unet/diffusion_pytorch_model.safetensors"
-    weights.write_bytes((data := weights.read_bytes())[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
-    job.write(model={"id": str(model)}, output={"shard_size": 2}, executor={"kind": "ray", "address": cluster.address})
-    said: list[str] = []
-    with contextlib.ExitStack() as nodes:
-        for seen in ("others", "none"):
-            nodes.enter_context(node_that_sees(tmp_path / seen, model.parent, cluster.address))
-        deadline = time.monotonic() + 60
-        while len(cluster.global_state._live_node_ids()) < 4 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        report = run(prepare(job.path), out=tmp_path / "run", on_message=said.append)
-    assert (report.exit_code, report.workers, report.accepted + report.rejected) == (0, 1, 10)
-    refused = sorted(line.split(f"error {socket.gethostname()}: ")[1] for line in said if line.startswith("worker refused: actor "))
-    planned = yaml.safe_load((tmp_path / "run" / layout.JOB).read_text())["model"]["revision"]
-    assert [refused[0].split(" sha256:")[0], refused[1].split(";")[0]] == [
-        f"model painter: {model} is",
-        f"model painter: there is no folder {model} on this machine",
-    ]
-    assert refused[0].endswith(f" on this machine, the plan was made with {planned}; copy the same files there")
-    assert len({marker.worker for marker in RunDir.open(tmp_path / "run").markers()}) == 1
-    job.write(executor={"kind": "local", "address": None})
-    run(prepare(job.path), out=tmp_path / "here")
-    assert dataset(tmp_path / "run") == dataset(tmp_path / "here")
-
-
-@contextlib.contextmanager
-def node_that_sees(seen: Path, at: Path, address: str) -> Iterator[None]:
-    """A node to whose processes ``seen`` lies at the path ``at``: they have a mount namespace of their own (man 7 mount_namespaces)."""
-    if subprocess.run(["unshare", "--mount", "mount", "--bind", seen, at], check=False, capture_output=True).returncode:
-        pytest.skip("this machine does not let us change what a process sees")
-    ray = f"{sys.executable} -m ray.scripts.scripts start --address={address} --num-cpus=1 --num-gpus=1 --block"
-    start = f'mount --bind "$0" "$1" && exec {ray}'
-    node = subprocess.Popen(["unshare", "--mount", "sh", "-c", start, seen, at], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        node.terminate()
-        node.wait(30)
 
 
 def test_a_cluster_of_which_no_node_can_load_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
