@@ -5,7 +5,6 @@ A process of its own, with an allocator that gives back what is freed, so that a
 
 import ctypes
 import gc
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +23,13 @@ from pipeline.store import LocalStore
 from schemas.records import Draw, Shard
 from tests.fakes import Brightness, FakeModel, fake_config, make_draw, scorer_card
 
-ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "OMP_NUM_THREADS": "1",
+}
 BATCH = 32
 
 
@@ -61,7 +66,8 @@ def growth(model: ImageModel, scorers: Sequence[Scorer], folder: Path, *, shards
 def _resident_bytes() -> int:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    rollup = Path("/proc/self/smaps_rollup").read_text()  # exact, unlike statm
+    return int(rollup.split("Private_Dirty:")[1].split()[0]) * 1024
 
 
 def _models(folder: Path) -> tuple[ImageModel, list[Scorer]]:
