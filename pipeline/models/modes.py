@@ -80,37 +80,6 @@ RESCALES_GUIDANCE = frozenset(
 )
 """Pipelines that take a guidance_rescale."""
 
-GUIDES_IN_ONE_CALL = frozenset(
-    {
-        "StableDiffusionPipeline",
-        "StableDiffusionImg2ImgPipeline",
-        "StableDiffusionInpaintPipeline",
-        "StableDiffusionControlNetPipeline",
-        "StableDiffusionAdapterPipeline",
-        "StableDiffusionUpscalePipeline",
-        "StableDiffusionXLPipeline",
-        "StableDiffusionXLImg2ImgPipeline",
-        "StableDiffusionXLInpaintPipeline",
-        "StableDiffusionXLControlNetPipeline",
-        "StableDiffusionXLAdapterPipeline",
-        "StableDiffusion3Pipeline",
-        "StableDiffusion3Img2ImgPipeline",
-        "StableDiffusion3InpaintPipeline",
-        "StableDiffusion3ControlNetPipeline",
-        "PixArtSigmaPipeline",
-        "SanaPipeline",
-        "HunyuanDiTPipeline",
-        "IFPipeline",
-        "IFSuperResolutionPipeline",
-    }
-)
-"""Pipelines that ask their network about all images without the prompt and then all with it, in one batch."""
-
-GUIDES_IN_TWO_CALLS = frozenset(
-    {"QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline", "QwenImageControlNetPipeline"}
-)
-"""Pipelines that ask it about all images with the prompt, then about all without; both kinds take a guidance_interval."""
-
 WEIGHS_PROMPTS = frozenset(
     {
         "StableDiffusionPipeline",
@@ -127,6 +96,24 @@ WEIGHS_PROMPTS = frozenset(
     }
 )
 """Pipelines whose only text encoders are CLIP's, and which take embeddings: ``pipeline.models.weighted_prompts`` reads for them."""
+
+GUIDES_IN_ONE_CALL = WEIGHS_PROMPTS | {
+    "StableDiffusion3Pipeline",
+    "StableDiffusion3Img2ImgPipeline",
+    "StableDiffusion3InpaintPipeline",
+    "StableDiffusion3ControlNetPipeline",
+    "PixArtSigmaPipeline",
+    "SanaPipeline",
+    "HunyuanDiTPipeline",
+    "IFPipeline",
+    "IFSuperResolutionPipeline",
+}
+"""Pipelines that ask their network about all images without the prompt and then all with it, in one batch."""
+
+GUIDES_IN_TWO_CALLS = frozenset(
+    {"QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline", "QwenImageControlNetPipeline"}
+)
+"""Pipelines that ask it about all images with the prompt, then about all without; both kinds take a guidance_interval."""
 
 INPAINTING_CHANNELS = (4, 9)
 """Input channels of the U-Nets that the pipelines of diffusers can inpaint with: blended latents, or mask and image as channels."""
