@@ -7,10 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from pipeline.digests import git_sha1
+from tests.loopback import Handler, answering
 
 REPO = "acme/painter"
 
@@ -38,7 +38,7 @@ class Hub:
 def hub_server(commits: dict[str, Path], main: str) -> Iterator[Hub]:
     """A hub with one repository."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Answers(Handler):
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             file = re.fullmatch(rf"/{REPO}/resolve/(\w+)/(.+)", path)
@@ -87,27 +87,12 @@ def hub_server(commits: dict[str, Path], main: str) -> Iterator[Hub]:
                 hub.go.wait(60)
             self.wfile.write(body[half:])
 
-        def log_message(self, format: str, *args: object) -> None:
-            """Silence."""
-
-        def handle(self) -> None:
-            try:
-                super().handle()
-            except OSError:  # the client was killed
-                self.close_connection = True
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    hub = Hub(url=f"http://127.0.0.1:{server.server_port}", commits=commits, main=main)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        hub.go.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with answering(Answers) as url:
+        hub = Hub(url=url, commits=commits, main=main)
+        try:
+            yield hub
+        finally:
+            hub.go.set()
 
 
 def _tree(folder: Path) -> list[dict[str, object]]:

@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.loopback import Handler, answering
 
 BUCKET = "bucket"
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_REGION": "us-east-1"}
@@ -45,7 +46,7 @@ def proxy(endpoint: str, fault: Fault) -> Iterator[str]:
     seen = iter(range(10**9))
     stopped = threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Answers(Handler):
         protocol_version = "HTTP/1.1"
 
         def handle_any(self) -> None:
@@ -93,26 +94,11 @@ def proxy(endpoint: str, fault: Fault) -> Iterator[str]:
             if not head:
                 self.wfile.write(data)
 
-        def log_message(self, format: str, *args: object) -> None:
-            """Silence."""
-
-        def handle(self) -> None:
-            try:
-                super().handle()
-            except OSError:  # the client was killed
-                self.close_connection = True
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        stopped.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with answering(Answers) as url:
+        try:
+            yield url
+        finally:
+            stopped.set()
 
 
 @contextmanager
@@ -120,22 +106,12 @@ def denying() -> Iterator[str]:
     """An endpoint that answers every request as S3 does where permission is missing."""
     body = b'<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>'
 
-    class Handler(BaseHTTPRequestHandler):
+    class Answers(Handler):
         def do_GET(self) -> None:
             self.send_response(403)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:
-            """Silence."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with answering(Answers) as url:
+        yield url
