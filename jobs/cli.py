@@ -460,7 +460,7 @@ def bench(config: Path, draws: int, rounds: int, overrides: Sequence[str]) -> No
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def models(as_json: bool) -> None:
-    """List the kinds of models and samplers, and which of them this installation can run."""
+    """List the kinds of models, what each can do, and samplers, and which of them this installation can run."""
     import json
 
     from jobs.models import listing, models_table

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline.models.families import models_page
+from pipeline.models.models_page import models_page
 from pipeline.models.samplers import samplers_page
 from schemas import tables
 from schemas.config import (

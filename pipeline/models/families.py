@@ -1,13 +1,16 @@
 """The kinds of models that can draw, as a table: architecture, what the network predicts, checkpoints to start from.
 
 The table drives no code: whatever pipeline of diffusers makes images from text is driven by its own signature. It says
-which kinds are known to work, and feeds ``promptmill models`` and docs/models.md. No torch, no diffusers.
+which kinds are known to work, and feeds ``promptmill models`` and docs/models.md (``models_page``). Modes and samplers of a kind are read where
+a job's are refused. No torch, no diffusers.
 """
 
 from dataclasses import dataclass
 
 from pipeline.models import samplers
 from pipeline.models.folder import diffusers_has
+from pipeline.models.modes import ENDPOINT_MODES, LATENT_UPSCALER, T2I_ADAPTERS, pipelines
+from schemas.modes import Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +33,15 @@ class Family:
         return diffusers_has(self.pipeline)
 
     @property
+    def modes(self) -> dict[Mode, str]:
+        """What a folder of it can be loaded for, and the pipeline that does it."""
+        return pipelines(self.pipeline)
+
+    @property
     def samplers(self) -> list[str]:
         """Samplers that fit, besides the model's own."""
+        if self.pipeline == LATENT_UPSCALER:
+            return []
         return [name for name, sampler in samplers.SAMPLERS.items() if sampler.fits & set(self.predicts)]
 
 
@@ -140,25 +150,73 @@ FAMILIES: tuple[Family, ...] = (
     ),
 )
 
-_PAGE = """# Models
+FOR_ONE_MODE: tuple[Family, ...] = (
+    Family(
+        name="Stable Diffusion inpainting",
+        pipeline="StableDiffusionInpaintPipeline",
+        predicts=_EPS,
+        checkpoints=(("stable-diffusion-v1-5/stable-diffusion-inpainting", _RAIL),),
+        note="the U-Net reads mask and image as channels",
+    ),
+    Family(
+        name="Stable Diffusion XL inpainting",
+        pipeline="StableDiffusionXLInpaintPipeline",
+        predicts=_EPS,
+        checkpoints=(("diffusers/stable-diffusion-xl-1.0-inpainting-0.1", "CreativeML Open RAIL++-M"),),
+        note="as above",
+    ),
+    Family(
+        name="Stable Diffusion XL refiner",
+        pipeline="StableDiffusionXLImg2ImgPipeline",
+        predicts=_EPS,
+        checkpoints=(("stabilityai/stable-diffusion-xl-refiner-1.0", "CreativeML Open RAIL++-M"),),
+        note="or as `model.second_stage`",
+    ),
+    Family(
+        name="Stable Diffusion x4 upscaler",
+        pipeline="StableDiffusionUpscalePipeline",
+        predicts=("v_prediction",),
+        checkpoints=(("stabilityai/stable-diffusion-x4-upscaler", "CreativeML Open RAIL++-M"),),
+        note="or as `model.second_stage`",
+    ),
+    Family(
+        name="Stable Diffusion x2 latent upscaler",
+        pipeline=LATENT_UPSCALER,
+        predicts=("sample",),
+        checkpoints=(("stabilityai/sd-x2-latent-upscaler", "CreativeML Open RAIL++-M"),),
+        note="or as `model.second_stage`; its own sampler only",
+    ),
+    Family(
+        name="DeepFloyd IF, second stage",
+        pipeline="IFSuperResolutionPipeline",
+        predicts=_EPS,
+        checkpoints=(("DeepFloyd/IF-II-M-v1.0", "DeepFloyd IF License"),),
+        note="as `model.second_stage` of the first, with whose T5 it reads",
+    ),
+)
+"""Models that were made for one mode and serve no other. The first two inpaint, hence outpaint too."""
 
-Generated from `pipeline/models/families.py`; `promptmill models` prints it with what this installation can run. `model.id`
-takes a hub name or a folder of any pipeline of diffusers that makes images from text: what a pipeline takes is read from
-its signature, and what it does not take is refused. The kinds below run in the tests, each as a tiny model from a YAML
-file: an image depends on no neighbour, two seeds differ, prompt, negative prompt and guidance count where the model has
-them, and `promptmill verify --regenerate` makes the same bytes.
+SERVER = "a server (OpenAI's images API)"
 
-"""
+MORE_MODES: tuple[Mode, ...] = ("image-to-image", "inpainting", "outpainting", "control", "image-prompt")
+"""Modes that a text-to-image model may do besides."""
 
 
-def models_page() -> str:
-    """docs/models.md."""
-    rows = ["| kind | pipeline of diffusers | predicts | checkpoints (licence) | notes |", "|---|---|---|---|---|"]
-    for one in FAMILIES:
-        names = "<br>".join(f"`{name}` ({licence})" for name, licence in one.checkpoints)
-        rows.append(f"| {one.name} | {one.pipeline} | {', '.join(one.predicts)} | {names} | {one.note} |")
-    rest = (
-        "\n\nWhich samplers fit a prediction: [samplers.md](samplers.md). Servers that draw (DALL-E 3, gpt-image, vLLM-Omni, SGLang):"
-        " [endpoints.md](endpoints.md). Jobs to start from: [configs/models](../configs/models).\n"
-    )
-    return _PAGE + "\n".join(rows) + rest
+def more_modes(*, here: bool = False) -> list[tuple[str, list[str]]]:
+    """Kinds that do more than text-to-image, a server too, each with a cell for each of MORE_MODES: yes, by what, or empty.
+
+    ``here``: "no" where the installed diffusers has not the pipeline.
+    """
+    rows = [(one.name, [_cell(mode, one.modes.get(mode), here=here) for mode in MORE_MODES]) for one in FAMILIES]
+    rows.append((SERVER, ["yes" if mode in ENDPOINT_MODES else "" for mode in MORE_MODES]))
+    return [(name, cells) for name, cells in rows if any(cells)]
+
+
+def _cell(mode: Mode, pipeline: str | None, *, here: bool) -> str:
+    if pipeline is None:
+        return ""
+    if here and not diffusers_has(pipeline):
+        return "no"
+    if mode == "control":
+        return "ControlNet, T2I-Adapter" if pipeline in T2I_ADAPTERS else "ControlNet"
+    return "IP-Adapter" if mode == "image-prompt" else "yes"

@@ -47,6 +47,9 @@ _FAMILIES: tuple[Mapping[Mode, str], ...] = (
     {"super-resolution": "StableDiffusionLatentUpscalePipeline"},
     {"super-resolution": "IFSuperResolutionPipeline"},
 )
+ENDPOINT_MODES: tuple[Mode, ...] = ("text-to-image", "image-to-image", "inpainting", "outpainting")
+"""What a server can be asked for."""
+
 LATENT_UPSCALER = "StableDiffusionLatentUpscalePipeline"
 """Steps with its own sampler only: it works out the sampler's sigmas itself."""
 

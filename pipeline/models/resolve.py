@@ -13,6 +13,7 @@ from pipeline.models.addons import Addons, resolve_addons
 from pipeline.models.folder import INDEX, ModelFolder, component_names, inspect_folder, needs_weights, weight_files
 from pipeline.models.modes import (
     CONTROLNETS,
+    ENDPOINT_MODES,
     GUIDES_IN_ONE_CALL,
     GUIDES_IN_TWO_CALLS,
     INPUT_SCALE,
@@ -33,7 +34,6 @@ BUNDLED = {"demo": "generator", "demo-upscaler": "upscaler"}
 """Models that come with promptmill, and their folders in WEIGHTS; model.controlnet may be 'demo' too."""
 
 ENDPOINT = "endpoint"  # in the place of a pipeline class
-ENDPOINT_MODES: tuple[Mode, ...] = ("text-to-image", "image-to-image", "inpainting", "outpainting")
 _FIXED_SIZE = frozenset({"DDPMPipeline", "DDIMPipeline", "DiTPipeline"})  # they take neither width nor height
 _CONFIG_PATTERNS = (INDEX, "*/*.json", "*/*.txt", "*/*.model")
 
