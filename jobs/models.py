@@ -12,7 +12,7 @@ from rich.table import Table
 from pipeline.models.families import FAMILIES, FOR_ONE_MODE, MORE_MODES, SERVER, Family, more_modes
 from pipeline.models.folder import diffusers_has
 from pipeline.models.samplers import SAMPLERS
-from schemas.modes import INPUTS, MODES, column
+from schemas.modes import INPUTS, MODES, Mode, column
 
 _BROKEN = {"image-to-image": "image-to-\nimage", "inpainting": "inpainting,\noutpainting", "image-prompt": "image-\nprompt"}
 
@@ -64,7 +64,7 @@ def models_table() -> RenderableType:
 
 def _modes_table() -> Table:
     """What the kinds do besides text-to-image; inpainting and outpainting, which go together, in one column."""
-    shown = [mode for mode in MORE_MODES if mode != "outpainting"]
+    shown: list[Mode] = [mode for mode in MORE_MODES if mode != "outpainting"]
     table = Table("besides text-to-image", box=None)
     for mode in shown:
         table.add_column(_BROKEN.get(mode, mode), max_width=11)

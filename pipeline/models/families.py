@@ -1,8 +1,8 @@
 """The kinds of models that can draw, as a table: architecture, what the network predicts, checkpoints to start from.
 
 The table drives no code: whatever pipeline of diffusers makes images from text is driven by its own signature. It says
-which kinds are known to work, and feeds ``promptmill models`` and docs/models.md (``models_page``). Modes and samplers of a kind are read where
-a job's are refused. No torch, no diffusers.
+which kinds are known to work, and feeds ``promptmill models`` and docs/models.md (``models_page``). Modes and samplers of a
+kind are read where a job's are refused. No torch, no diffusers.
 """
 
 from dataclasses import dataclass
