@@ -107,17 +107,16 @@ def gather(run: RunDir) -> Facts:
     def ask(sql: str) -> list[dict[str, Any]]:
         return query([run.store.root], sql).to_pylist()
 
-    facts, rules = gather_counts(run, ask), _rules(run)
+    facts, rules = gather_counts(run, ask), rules_now(run)
     scorers = [*run.job.scorers, *added_scorers(run.store)]
     scorer = scorers[0] if scorers else None
-    images = facts.status.accepted + facts.status.rejected
-    alike = find_alike(run, rules, scorer, images) if images else []
+    alike = find_alike(run, ask, rules, scorer)
     return replace(facts, galleries=_galleries(run, ask, scorer, rules), alike=_lookalikes(run, alike, scorer))
 
 
 def gather_counts(run: RunDir, ask: Ask) -> Facts:
     """All but the galleries; ``ask`` answers SQL over ``metadata`` and ``failed``. Raises UserError."""
-    rules = _rules(run)
+    rules = rules_now(run)
     scorers = [*run.job.scorers, *added_scorers(run.store)]
     config = run.job.config.model_dump(mode="json", exclude_none=True)
     return Facts(
@@ -134,8 +133,8 @@ def gather_counts(run: RunDir, ask: Ask) -> Facts:
     )
 
 
-def _rules(run: RunDir) -> FilterConfig:
-    """Those that judge the run now."""
+def rules_now(run: RunDir) -> FilterConfig:
+    """The rules that judge a run."""
     judged = read_judged(run.store)
     return FilterConfig.model_validate(judged.filter) if judged else run.job.config.filter
 

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from jobs.report.alike import Group
+from jobs.report.alike import Alike, Group
 from jobs.report.facts import Facts, Failure, Gallery, Histogram, Lookalikes, Picture, Share
 from jobs.status import Reason, Status
 
@@ -35,7 +35,7 @@ def sections(facts: Facts, link: Link = lambda column, value, shown: shown) -> l
         _funnel(facts.status, link),
         *_section("Scores", [f'<div class="scores">{"".join(map(_histogram, facts.histograms))}</div>'] if facts.histograms else []),
         *(part for gallery in facts.galleries for part in _gallery(gallery)),
-        *_section("Look alike", [part for one in facts.alike for part in _alike(one, facts.status.root)]),
+        *_section("Look alike", [part for one in facts.alike for part in _lookalikes(one, facts.status.root)]),
         *_section("What was kept", [f'<div class="grid">{shares}</div>'] if shares else []),
         *_section("Failures", [_failures(facts.failures, link)] if facts.failures else []),
         *_section("Time", [_time(facts.status)] if facts.status.stage_seconds else []),
@@ -57,6 +57,21 @@ def text(value: object) -> str:
     """Escaped; characters that control, or turn the direction of writing, as visible escapes."""
     shown = (f"\\u{ord(c):04x}" if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in str(value))
     return html.escape("".join(shown))
+
+
+def alike(found: Alike, groups: Sequence[str]) -> list[str]:
+    """What one measure found, and the largest groups as HTML."""
+    have = (
+        f"{found.repeated:,} of {found.images:,} images have a better one beside them" if found.repeated else "no two images are that near"
+    )
+    shown = f'<div class="alike">{"".join(groups)}</div>' if groups else ""
+    return [f'<p class="soft">By {text(found.measure)}: {have}.</p>', shown]
+
+
+def alike_group(group: Group, figures: str, foot: str) -> str:
+    """Images that look alike, as HTML."""
+    more = f", {len(group.sample_ids)} of them shown" if len(group.sample_ids) < group.size else ""
+    return f'<div class="card"><h3>{group.size:,} images{more}</h3><div class="pictures few">{figures}</div>{foot}</div>'
 
 
 def _section(title: str, parts: Sequence[str]) -> list[str]:
@@ -132,25 +147,16 @@ def _gallery(gallery: Gallery) -> list[str]:
     return _section(head, [f'<div class="pictures">{"".join(map(_picture, gallery.pictures))}</div>'])
 
 
-def _alike(alike: Lookalikes, root: str) -> list[str]:
-    """The largest groups, each with the command that shows all that is in it."""
-    found = alike.found
-    have = (
-        f"{found.repeated:,} of {found.images:,} images have a better one beside them" if found.repeated else "no two images are that near"
-    )
-    groups = "".join(_group(group, pictures, root) for group, pictures in alike.groups)
-    return [f'<p class="soft">By {text(found.measure)}: {have}.</p>', f'<div class="alike">{groups}</div>' if groups else ""]
+def _lookalikes(one: Lookalikes, root: str) -> list[str]:
+    return alike(one.found, [_group(group, pictures, root) for group, pictures in one.groups])
 
 
 def _group(group: Group, pictures: Sequence[Picture], root: str) -> str:
-    shown = "".join(_picture(picture, group.how[picture.row["sample_id"]]) for picture in pictures)
+    """With the command that shows what is in it."""
+    figures = "".join(_picture(picture, group.how[picture.row["sample_id"]]) for picture in pictures)
     ids = ", ".join(f"'{sample_id}'" for sample_id in group.sample_ids)
     command = shlex.join(["promptmill", "show", root, "alike.png", "--where", f"sample_id in ({ids})"])
-    more = f", {len(pictures)} of them shown" if len(pictures) < group.size else ""
-    return (
-        f'<div class="card"><h3>{group.size:,} images{more}</h3><div class="pictures few">{shown}</div>'
-        f"<details><summary>To look at them</summary><pre>{text(command)}</pre></details></div>"
-    )
+    return alike_group(group, figures, f"<details><summary>To look at them</summary><pre>{text(command)}</pre></details>")
 
 
 def _picture(picture: Picture, how: str = "") -> str:

@@ -10,7 +10,7 @@ from jobs.run_dir import RunDir
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 STYLE = Path(__file__).with_name("style.css")
-TABS = (("overview", "/", "Overview"), ("images", "/gallery", "Images"))
+TABS = (("overview", "/", "Overview"), ("images", "/gallery", "Images"), ("alike", "/alike", "Look alike"))
 
 
 def page(run: RunDir, title: str, body: Sequence[str], *, at: str = "") -> str:

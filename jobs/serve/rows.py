@@ -72,6 +72,7 @@ class Rows:
         self._asking: set[duckdb.DuckDBPyConnection] = set()
         self._stopped = False
         self._looked_at = 0.0
+        self.changes = 0  # how often rows came, went or were judged anew
         self._table = self._empty(b"")
         self.refresh()
 
@@ -87,6 +88,7 @@ class Rows:
             gone = sorted(table.shards.keys() - markers.keys())
             if new or gone:
                 self._take(table, new, gone)
+            self.changes += bool(new or gone or table is not self._table)
             if table is not self._table or not self._looked_at:
                 table.connection.execute("checkpoint")  # compresses a table in memory
             self._table = table

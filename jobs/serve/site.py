@@ -7,6 +7,7 @@ from urllib.parse import parse_qs
 from jobs.report.facts import gather_counts
 from jobs.run_dir import RunDir
 from jobs.serve import pages
+from jobs.serve.alike_page import AlikePage
 from jobs.serve.answer import KEPT, TYPES, Answer, html
 from jobs.serve.draw_page import Place, draw_page
 from jobs.serve.pictures import Pictures
@@ -25,9 +26,11 @@ class Site:
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
         self._pictures = Pictures(rows.run, rows.marker)
+        self._alike_page = AlikePage(rows)
         self._routes: list[tuple[str, Callable[..., Answer]]] = [
             ("/", self._overview),
             ("/gallery", self._gallery),
+            ("/alike", self._alike),
             (f"/draws/({SAMPLE_ID})", self._draw),
             (f"/images/([0-9]{{1,9}})/({SAMPLE_ID})", self._image),
             (f"/thumbnails/([0-9]{{1,9}})/({SAMPLE_ID})", self._thumbnail),
@@ -73,6 +76,10 @@ class Site:
         except QueryError as wrong:
             found, error = None, str(wrong)
         return html(pages.gallery(self._rows, view, found, error), status=400 if error else 200)
+
+    def _alike(self, _: str) -> Answer:
+        self._rows.refresh()
+        return html(self._alike_page.html())
 
     def _draw(self, query: str, sample_id: str) -> Answer:
         self._rows.refresh()

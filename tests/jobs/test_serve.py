@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs.embeddings import Encoder, file_of, write_encoder, write_features
 from jobs.filter import filter_run
 from jobs.query import query
+from jobs.report.facts import gather
 from jobs.run_dir import RunDir
 from jobs.serve.rows import Rows, WatchedRun
 from jobs.serve.server import Server
@@ -42,6 +45,7 @@ from tests.jobs.test_report import HOSTILE, INERT
 from tests.runs import commit, digest_of_folder, finished_run, make_config, make_outcome, plan_run
 from tests.s3 import BUCKET, s3_server
 
+ONE_HASH = "00000000000000ff"
 PAGES = INERT | {"nav", "a", "form", "label", "input", "select", "option", "button", "code", "dl", "dt", "dd", "br"}
 
 
@@ -128,6 +132,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "make_prompts", prompts)
+        patch.setattr(runs, "make_outcome", lambda *of: replace(make_outcome(*of), phash=ONE_HASH))  # all look alike
         return finished_run(tmp_path_factory.mktemp("hostile") / "run", prompts=12)
 
 
@@ -347,7 +352,7 @@ def test_what_is_not_there_is_not_found(ask: Client, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/gallery", "/gallery?order=label&down=1", "/gallery?where=<script>alert(1)</script>", "DRAW", "FAILED"]
+    "path", ["/", "/alike", "/gallery", "/gallery?order=label&down=1", "/gallery?where=<script>alert(1)</script>", "DRAW", "FAILED"]
 )
 def test_nothing_of_a_prompt_label_or_condition_becomes_markup(hostile: RunDir, path: str) -> None:
     sample_id = rows_of(hostile, "from metadata where prompt like '%onerror%' limit 1")[0]["sample_id"]
@@ -463,6 +468,30 @@ def test_draws_that_are_made_again_and_verdicts_of_other_rules_are_taken_in(tmp_
         assert ask("/gallery", where="status = 'accepted'").drawn == accepted
         assert len(ask("/gallery").drawn) == 16, "each once"
         assert "limit 0.7" in ask("/").page.text
+
+
+def test_images_that_look_alike_stand_together_as_in_the_report_until_the_run_changes(tmp_path: Path) -> None:
+    made = plan_run(tmp_path / "run")
+    shards = [made.read_shard(shard_id).draws for shard_id in range(4)]
+    with serving(tmp_path / "run") as ask:
+        assert "There are no images yet" in ask("/alike").page.text
+        for shard_id, draws in enumerate(shards):
+            commit(made, shard_id, outcomes=[replace(make_outcome(draw, made.job.config), phash=ONE_HASH) for draw in draws])
+        reply, ((group, _),) = ask("/alike"), gather(made).alike[0].groups
+        assert reply.drawn == list(group.sample_ids)
+        assert "13 of 14 images have a better one beside them" in reply.page.text
+        assert f"14 images, {len(reply.drawn)} of them shown" in reply.page.text
+        assert reply.page.text.count("the same hash") == len(reply.drawn) - 1
+        (beside,) = [to for to in reply.page.values("href") if to.startswith("/gallery?")]
+        assert set(ask(beside).drawn) == set(reply.drawn)
+        assert ask("/alike").body == reply.body
+        write_encoder(made.store, Encoder("v", 2))
+        for marker, draws in zip(made.markers(), shards, strict=True):
+            ids = [draw.sample_id for draw in draws]
+            write_features(made.store, file_of(marker, "v"), ids, np.array([[1, 0] if one == reply.drawn[3] else [0, 1] for one in ids]))
+        assert "12 of 14 images have a better one beside them" in ask("/alike").page.text
+        filter_run(made.store.root, ['filter.rules=[{"phash_distance": 0, "within": "prompt"}]'])
+        assert "equal hashes, within each prompt: 7 of 14" in ask("/alike").page.text
 
 
 def test_a_shard_that_loses_its_marker_is_gone(tmp_path: Path) -> None:
