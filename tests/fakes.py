@@ -19,7 +19,7 @@ import numpy as np
 
 from jobs.prepare import Prepared
 from pipeline.inputs import Conditions
-from pipeline.models.base import Generated
+from pipeline.models.base import Generated, ImageModel
 from pipeline.models.resolve import ModelCard
 from pipeline.scorers.resolve import ScorerCard, resolve_scorer
 from pipeline.store import LocalStore
@@ -157,10 +157,7 @@ class GatedStore(LocalStore):
         gate = Path(os.environ["PROMPTMILL_TEST_GATE"])
         if name.startswith("images/"):
             gate.with_suffix(f".{Path(name).stem}").touch()
-            until = time.monotonic() + 60
-            while not gate.exists():
-                assert time.monotonic() < until, "the gate stays closed"
-                time.sleep(0.02)
+            _wait_for(gate)
             if name == "images/00003.parquet" and gate.read_text() == "refuse":
                 raise RunFolderError(f"{name}: refused")
         super().put(name, data)
@@ -179,6 +176,15 @@ def load_where_it_may(card: ModelCard, config: ModelConfig) -> FakeModel:
     if os.environ.get("PROMPTMILL_TEST_BARE"):
         raise ModelError(f"model {card.name}: there is no folder {card.folder} on this machine; copy it there")
     return FakeModel()
+
+
+def load_real_before_a_gate(card: ModelCard, config: ModelConfig) -> ImageModel:
+    """The real model, if this machine has it; not before the file PROMPTMILL_TEST_GATE is there."""
+    from pipeline.models import load_model
+
+    model = load_model(card, config)
+    _wait_for(Path(os.environ["PROMPTMILL_TEST_GATE"]))
+    return model
 
 
 def fake_config(**sections: Any) -> JobConfig:
@@ -258,6 +264,13 @@ def make_outcome(draw: Draw | None = None, **changes: Any) -> Outcome:
         "batch_shape": "4x16x16",
     }
     return Outcome(**fields | changes)
+
+
+def _wait_for(gate: Path) -> None:
+    until = time.monotonic() + 600
+    while not gate.exists():
+        assert time.monotonic() < until, "the gate stays closed"
+        time.sleep(0.02)
 
 
 def _image(draw: Draw) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,6 +95,28 @@ def hub_server(commits: dict[str, Path], main: str) -> Iterator[Hub]:
             yield hub
         finally:
             hub.go.set()
+
+
+def in_cache(source: Path, cache: Path, *, commit: str) -> Path:
+    """Snapshot of a folder in a cache as huggingface_hub lays it out: links to files that are named by their content."""
+    repo = cache / f"models--{REPO.replace('/', '--')}"
+    for folder in ("refs", "blobs"):
+        (repo / folder).mkdir(parents=True)
+    (repo / "refs/main").write_text(commit)
+    snapshot = repo / "snapshots" / commit
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        blob, link = repo / "blobs" / _blob(file), snapshot / file.relative_to(source)
+        shutil.copy(file, blob)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return snapshot
+
+
+def flip(path: Path) -> None:
+    """Another bit near the end of a file, same size."""
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
 
 
 def _tree(folder: Path) -> list[dict[str, object]]:

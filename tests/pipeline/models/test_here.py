@@ -1,6 +1,5 @@
 """A machine whose files are not the plan's loads nothing: its images would be others, and nothing would tell."""
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,23 +8,16 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from pipeline.digests import git_sha1
 from pipeline.models import load_model
 from pipeline.models.here import on_this_machine
 from pipeline.models.resolve import ModelCard, resolve_model
 from schemas.config import ModelConfig
 from schemas.errors import ModelError
+from tests.hub import REPO, flip, in_cache
 from tests.pipeline.models import tiny
 
 COMMIT = "c" * 40
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-
-
-def flip(path: Path) -> None:
-    """Another byte in the middle of the weights, same size."""
-    data = bytearray(path.read_bytes())
-    data[-5] ^= 1
-    path.write_bytes(data)
 
 
 def resolved(folder: Path, **settings: str) -> tuple[ModelCard, ModelConfig]:
@@ -75,34 +67,19 @@ def test_the_bundled_models_are_found_where_promptmill_is_installed(tmp_path: Pa
 
 @pytest.fixture
 def hub(model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A snapshot in a cache as huggingface_hub lays it out: links to files that are named by their content."""
-    repo = tmp_path / "hub" / "models--acme--painter"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs/main").write_text(COMMIT)
-    (repo / "blobs").mkdir()
-    source = model_folder("sd")
-    for file in sorted(path for path in source.rglob("*") if path.is_file()):
-        name = hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix == ".safetensors" else git_sha1(file)
-        shutil.copy(file, repo / "blobs" / name)
-        link = repo / "snapshots" / COMMIT / file.relative_to(source)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(repo / "blobs" / name)
+    """A snapshot in this machine's cache."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return repo / "snapshots" / COMMIT
+    return in_cache(model_folder("sd"), tmp_path / "hub", commit=COMMIT)
 
 
 def test_a_hub_model_is_found_in_this_machine_s_cache_at_the_planned_commit(
     hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = ModelConfig(id="acme/painter")
+    config = ModelConfig(id=REPO)
     card = resolve_model(config, base_dir=tmp_path)
     (tmp_path / "hub").rename(tmp_path / "other")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "other"))
     here = tmp_path / "other" / hub.relative_to(tmp_path / "hub")
-    for link in [path for path in here.rglob("*") if path.is_symlink()]:
-        target = tmp_path / "other" / link.readlink().relative_to(tmp_path / "hub")
-        link.unlink()
-        link.symlink_to(target)
     (here.parents[1] / "refs/main").write_text("d" * 40)  # the hub has moved on since
     assert on_this_machine(card, config) == replace(card, folder=str(here))
     assert load_model(card, config).revision == COMMIT
@@ -110,7 +87,7 @@ def test_a_hub_model_is_found_in_this_machine_s_cache_at_the_planned_commit(
 
 @pytest.mark.parametrize("file", [WEIGHTS, "unet/config.json"])
 def test_a_file_of_the_hub_s_cache_that_was_changed_is_refused_by_name(hub: Path, tmp_path: Path, file: str) -> None:
-    config = ModelConfig(id="acme/painter")
+    config = ModelConfig(id=REPO)
     card = resolve_model(config, base_dir=tmp_path)
     blob = (hub / file).resolve()
     flip(blob) if file == WEIGHTS else blob.write_text(blob.read_text() + "\n")
