@@ -8,6 +8,7 @@ import numpy as np
 
 from jobs.expand import count_requests, with_answers
 from jobs.prepare import Prepared
+from pipeline.models.guidance import second_pass_scale
 from pipeline.plan import batches, cut
 from pipeline.store import open_store
 from schemas.records import Draw
@@ -17,7 +18,8 @@ from schemas.records import Draw
 class PlanSummary:
     """Counts of a plan; sizes in pixels. ``repeated_prompts`` counts prompts whose text an earlier one has.
     Batches are not known, None, while ``sampling.batch_size`` is auto. ``max_draws`` is what ``prompts.until_accepted`` may lead to,
-    ``requests`` are those that ``prompts.expand`` still takes, None without it.
+    ``requests`` are those that ``prompts.expand`` still takes, None without it. ``unread_negatives`` counts draws whose negative prompt
+    has no say, because there is no guidance away from it.
     """
 
     num_prompts: int
@@ -33,6 +35,7 @@ class PlanSummary:
     revision: str
     examples: tuple[str, ...]
     requests: int | None = None
+    unread_negatives: int = 0
 
 
 def summarize(prepared: Prepared) -> PlanSummary:
@@ -41,7 +44,7 @@ def summarize(prepared: Prepared) -> PlanSummary:
     if expand:
         prepared = with_answers(prepared, open_store(prepared.out))
     texts = array("q")  # 8 bytes a prompt
-    prompts = draws = shards = calls = 0
+    prompts = draws = shards = calls = unread = 0
     examples: list[str] = []
     batch_size = prepared.config.sampling.batch_size
 
@@ -58,6 +61,7 @@ def summarize(prepared: Prepared) -> PlanSummary:
     for shard in cut(draws_of_prompts(), prepared.config.output.shard_size):
         first = first or shard.draws[0]
         shards += 1
+        unread += sum(bool(draw.negative_prompt) and second_pass_scale(prepared.model.guidance, draw) <= 1 for draw in shard.draws)
         draws += len(shard.draws)
         calls += len(batches(shard.draws, batch_size)) if batch_size != "auto" else 0
     assert first is not None  # an empty source is refused by open_prompts
@@ -75,4 +79,5 @@ def summarize(prepared: Prepared) -> PlanSummary:
         revision=prepared.model.revision,
         examples=tuple(examples),
         requests=count_requests(prepared) if expand else None,
+        unread_negatives=unread,
     )

@@ -54,7 +54,7 @@ class Prepared:
             if twice := sampling.sweep.keys() & prompt.sampling.keys():
                 name = min(twice)
                 raise PromptError(f"prompt {prompt.id}: sets {name}, and sampling.sweep has {name} too; take one of them out")
-            if prompt.sampling or self.model.input_scale > 1:
+            if prompt.sampling or prompt.negative or self.model.input_scale > 1:
                 for setting in self.settings(prompt):
                     check_sampling(self.model, setting, f"prompt {prompt.id}: ")
             yield prompt
@@ -78,7 +78,8 @@ class Prepared:
         found = []
         for sampling in self.config.sampling.settings():
             width, height = image_size(self.model, sampling, prompt)
-            found.append(sampling.model_copy(update={**prompt.sampling, "width": width, "height": height}))
+            own = prompt.sampling if prompt.negative is None else {**prompt.sampling, "negative_prompt": prompt.negative}
+            found.append(sampling.model_copy(update={**own, "width": width, "height": height}))
         return found
 
     def job(self) -> JobRecord:

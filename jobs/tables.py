@@ -40,6 +40,8 @@ def plan_table(plan: PlanSummary) -> RenderableType:
     table.add_row("shards", f"{plan.num_shards:,}, in {batches}")
     if plan.repeated_prompts and not plan.requests:
         table.add_row("repeated prompts", f"{plan.repeated_prompts:,} have the text of an earlier one; each still gets noise of its own")
+    if plan.unread_negatives:
+        table.add_row("negative prompts", f"{plan.unread_negatives:,} images have one that has no say: their guidance_scale is 1 or less")
     for number, text in enumerate(plan.examples):
         table.add_row("for example" if number == 0 else "", text if len(text) <= 100 else text[:99] + "…")
     return table

@@ -63,6 +63,7 @@ def expand(
             scheduler=sampling.scheduler,
             steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
+            true_cfg_scale=sampling.true_cfg_scale if sampling.true_cfg_scale > 1 else None,
             guidance_rescale=sampling.guidance_rescale or None,
             guidance_interval=_part_of_the_steps(sampling),
             prompt_weighting=sampling.prompt_weighting or None,

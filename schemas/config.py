@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, f
 
 from schemas.modes import ROLES, STRENGTH, Mode, column
 
-SAMPLING_COLUMNS = ("steps", "guidance_scale", "guidance_rescale", "strength", "control_scale", "width", "height")
+SAMPLING_COLUMNS = ("steps", "guidance_scale", "true_cfg_scale", "guidance_rescale", "strength", "control_scale", "width", "height")
 """Fields of ``sampling`` that a prompt may set for itself."""
 
 AttentionBackend = Literal[
@@ -360,8 +360,8 @@ class CannyConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How an image is drawn from noise. A prompt file may have columns steps, guidance_scale, guidance_rescale, strength,
-    control_scale, width and height, which hold for their row."""
+    """How an image is drawn from noise. A prompt file may have columns steps, guidance_scale, true_cfg_scale, guidance_rescale,
+    strength, control_scale, width and height, which hold for their row."""
 
     mode: Mode = Field(
         default="text-to-image",
@@ -375,6 +375,13 @@ class SamplingConfig(Section):
     steps: int = Field(default=20, ge=1, le=1000, description="denoising steps")
     guidance_scale: float = Field(
         default=5.0, ge=0, le=100, description="classifier-free guidance (Ho & Salimans 2022); 1 or less turns it off"
+    )
+    true_cfg_scale: float = Field(
+        default=1.0,
+        ge=1,
+        le=100,
+        description="for models that take guidance_scale as an input of their network (FLUX.1-dev): above 1 the network is asked a second"
+        " time, with the negative prompt, and this is the scale of that classifier-free guidance; 1 turns it off",
     )
     guidance_rescale: float = Field(
         default=0.0,

@@ -23,7 +23,7 @@ MOST_VALUES = 50  # of a tag or setting; one with more is an id rather than a cl
 MOST_FAILURES = 20
 IMAGES_PER_GALLERY = 12
 THUMBNAIL_PX = 192
-SETTINGS = ("label", "scheduler", "steps", "guidance_scale", "guidance_rescale", "strength", "width", "height")
+SETTINGS = ("label", "scheduler", "steps", "guidance_scale", "true_cfg_scale", "guidance_rescale", "strength", "width", "height")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

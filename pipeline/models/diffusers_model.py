@@ -25,6 +25,7 @@ from pipeline.models.base import Generated
 from pipeline.models.blend import Blend
 from pipeline.models.embeddings import PromptEncoder, TokenCounter, accepted
 from pipeline.models.folder import INDEX, component_names
+from pipeline.models.guidance import Guidance, second_pass_scale
 from pipeline.models.guidance_interval import guided_in
 from pipeline.models.load_addons import MISFITS, add_embeddings, add_ip_adapter, add_loras, reference_embeddings
 from pipeline.models.modes import CONTROLNETS, GUIDES_IN_ONE_CALL, T2I_ADAPTERS
@@ -61,6 +62,7 @@ class DiffusersModel:
         self._pipe: Any = _load(card, config, first._pipe.components if first else {})
         self._scheduler = self._pipe.scheduler
         self._cache = config.compute.step_cache
+        self._guidance: Guidance = card.guidance
         self._takes = inspect.signature(self._pipe.__call__).parameters
         self._encoder = PromptEncoder(self._pipe)
         self._tokens = TokenCounter(self._pipe)
@@ -124,7 +126,7 @@ class DiffusersModel:
     def _guided_steps(self, draws: Sequence[Draw]) -> AbstractContextManager[None]:
         """Where guidance is for some of the steps only, what leaves it out in the others."""
         interval = draws[0].guidance_interval
-        if interval is None or draws[0].guidance_scale <= 1:
+        if interval is None or not self._guided(draws[0]):
             return nullcontext()
         return guided_in(self._pipe, interval, len(draws), in_one_call=type(self._pipe).__name__ in GUIDES_IN_ONE_CALL)
 
@@ -146,7 +148,7 @@ class DiffusersModel:
             found["controlnet_conditioning_scale"] = found["adapter_conditioning_scale"] = draws[0].control_scale
         if references := [one.reference_HWC for one in conditions if one.reference_HWC is not None]:
             self._pipe.set_ip_adapter_scale(draws[0].control_scale)
-            found["ip_adapter_image_embeds"] = reference_embeddings(self._pipe, references, guided=draws[0].guidance_scale > 1)
+            found["ip_adapter_image_embeds"] = reference_embeddings(self._pipe, references, guided=self._guided(draws[0]))
         if draws[0].strength is not None:
             found["strength"] = draws[0].strength
         return found
@@ -172,7 +174,7 @@ class DiffusersModel:
         """What to draw: texts, classes, or nothing in particular."""
         if "prompt" in self._takes:
             return self._text_arguments(draws)
-        self._guidance(draws[0].guidance_scale, any(draw.negative_prompt for draw in draws))
+        self._refuse_unread(draws)
         if "class_labels" in self._takes:
             return {"class_labels": [self._class_of(draw.prompt) for draw in draws], "guidance_scale": draws[0].guidance_scale}
         return {"batch_size": len(draws)}
@@ -190,34 +192,31 @@ class DiffusersModel:
 
     def _text_arguments(self, draws: Sequence[Draw]) -> dict[str, Any]:
         """Prompts and guidance, as texts or as embeddings."""
-        scale = draws[0].guidance_scale
+        self._refuse_unread(draws)
+        guided = self._guided(draws[0])
         prompts = [draw.prompt for draw in draws]
         negatives = [draw.negative_prompt or None for draw in draws]
-        distilled, guided = self._guidance(scale, any(negatives))
         if self._encoder.supported:
             texts: dict[str, Any] = dict(self._encoder.batch(prompts, negatives if guided else None, num_windows=self._windows(draws[0])))
         else:
             texts = {"prompt": prompts} | ({"negative_prompt": [text or "" for text in negatives]} if guided else {})
         if "true_cfg_scale" in self._takes:
-            texts["true_cfg_scale"] = scale if guided else 1.0
-        if "true_cfg_scale" not in self._takes or distilled:
-            texts["guidance_scale"] = scale
+            texts["true_cfg_scale"] = second_pass_scale(self._guidance, draws[0]) if guided else 1.0
+        if "true_cfg_scale" not in self._takes or self._guidance == "input":
+            texts["guidance_scale"] = draws[0].guidance_scale
         if draws[0].guidance_rescale:
             texts["guidance_rescale"] = draws[0].guidance_rescale
         return texts
 
-    def _guidance(self, scale: float, has_negatives: bool) -> tuple[bool, bool]:
-        """(scale is an input of the network, a second pass is made).
+    def _guided(self, draw: Draw) -> bool:
+        """Whether the network is asked a second time at each step, without the prompt."""
+        return second_pass_scale(self._guidance, draw) > 1
 
-        Models distilled from guided ones (FLUX.1-dev) take the scale as an input and have no second pass,
-        hence no negative prompt: https://arxiv.org/abs/2210.03142.
-        """
-        core = network(self._pipe)
-        distilled = bool(core is not None and core.config.get("guidance_embeds", False))
-        guided = scale > 1 and not distilled
-        if has_negatives and (distilled or "negative_prompt" not in self._takes):
+    def _refuse_unread(self, draws: Sequence[Draw]) -> None:
+        """A negative prompt is read in the second pass alone."""
+        unread = "negative_prompt" not in self._takes or (self._guidance == "input" and not self._guided(draws[0]))
+        if unread and any(draw.negative_prompt for draw in draws):
             raise ValueError(f"{type(self._pipe).__name__} takes no negative prompt; leave it empty")
-        return distilled, guided
 
     def _seeded_scheduler(self, name: str, generators: list[torch.Generator]) -> Any:
         """A new scheduler, so that nothing is left over from the last batch, whose steps draw from the generators.

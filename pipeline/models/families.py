@@ -80,7 +80,7 @@ FAMILIES: tuple[Family, ...] = (
         pipeline="FluxPipeline",
         predicts=_FLOW,
         checkpoints=(("black-forest-labs/FLUX.1-schnell", "Apache-2.0"), ("black-forest-labs/FLUX.1-dev", _FLUX_DEV)),
-        note="dev: the scale is an input of the network, no negative prompt; schnell: 1 to 4 steps, guidance_scale 0",
+        note="dev: the scale is an input of the network, negative prompts need true_cfg_scale; schnell: 1 to 4 steps, guidance_scale 0",
     ),
     Family(
         name="PixArt-Sigma",

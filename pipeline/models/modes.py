@@ -83,6 +83,31 @@ RESCALES_GUIDANCE = frozenset(
 )
 """Pipelines that take a guidance_rescale."""
 
+TRUE_CFG = frozenset(
+    {
+        "FluxPipeline",
+        "FluxImg2ImgPipeline",
+        "FluxInpaintPipeline",
+        "FluxControlNetPipeline",
+        "QwenImagePipeline",
+        "QwenImageImg2ImgPipeline",
+        "QwenImageInpaintPipeline",
+        "QwenImageControlNetPipeline",
+    }
+)
+"""Pipelines that take a true_cfg_scale beside the guidance_scale that is an input of their network, where it is one."""
+
+NO_NEGATIVE_PROMPT = frozenset(
+    {
+        "LatentConsistencyModelPipeline",
+        "LatentConsistencyModelImg2ImgPipeline",
+        "Flux2KleinPipeline",
+        "DDPMPipeline",
+        "DiTPipeline",
+    }
+)
+"""Pipelines that take no negative prompt."""
+
 WEIGHS_PROMPTS = frozenset(
     {
         "StableDiffusionPipeline",

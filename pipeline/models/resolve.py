@@ -11,14 +11,12 @@ from typing import Any
 from pipeline.models import samplers
 from pipeline.models.addons import Addons, resolve_addons
 from pipeline.models.folder import INDEX, ModelFolder, component_names, inspect_folder, needs_weights, weight_files
+from pipeline.models.guidance import Guidance, check_guidance, guidance_of
 from pipeline.models.modes import (
     CONTROLNETS,
     ENDPOINT_MODES,
-    GUIDES_IN_ONE_CALL,
-    GUIDES_IN_TWO_CALLS,
     INPUT_SCALE,
     LATENT_UPSCALER,
-    RESCALES_GUIDANCE,
     T2I_ADAPTERS,
     WEIGHS_PROMPTS,
     pipelines,
@@ -45,7 +43,7 @@ class ModelCard:
     ``name`` is that of a bundled model, the hub id, or the folder's own name. ``revision`` is the hub commit, or a sha256 over
     the files that get loaded. ``width`` and ``height`` are its default size in pixels; sizes are multiples of
     ``size_multiple`` and at most ``max_size``. ``prediction_type`` is epsilon, v_prediction, sample or flow;
-    ``zero_snr`` tells that the noise schedule ends in pure noise.
+    ``zero_snr`` tells that the noise schedule ends in pure noise; ``guidance`` what is done with a guidance_scale.
     ``pipeline_class`` is what does the job's ``mode``; ``input_scale`` is how much larger its images are than their init
     image; ``controlnet`` is the folder of the ControlNet; ``addons`` are LoRA weights and the like. With a
     ``second_stage`` the sizes are those of its images.
@@ -61,6 +59,7 @@ class ModelCard:
     max_size: int | None
     scheduler: str
     prediction_type: str
+    guidance: Guidance = "second pass"
     mode: Mode = "text-to-image"
     input_scale: int = 1
     zero_snr: bool = False
@@ -224,10 +223,7 @@ def check_sampling(card: ModelCard, sampling: SamplingConfig, where: str = "") -
     strength = sampling.strength or STRENGTH.get(sampling.mode, 1.0)
     if int(sampling.steps * strength) < 1:
         raise ModelError(f"{where}sampling.strength: {strength:g} of {sampling.steps} steps is not one step; raise one of them")
-    if sampling.guidance_rescale and card.pipeline_class not in RESCALES_GUIDANCE:
-        raise ModelError(f"{where}sampling.guidance_rescale: {card.name} ({card.pipeline_class}) does not take it; take it out")
-    if sampling.guidance_interval and card.pipeline_class not in GUIDES_IN_ONE_CALL | GUIDES_IN_TWO_CALLS:
-        raise ModelError(f"{where}sampling.guidance_interval: {card.name} ({card.pipeline_class}) does not take it; take it out")
+    check_guidance(card, sampling, where)
     if sampling.prompt_weighting and card.pipeline_class not in WEIGHS_PROMPTS:
         raise ModelError(
             f"{where}sampling.prompt_weighting: {card.name} ({card.pipeline_class}) reads prompts as they are;"
@@ -325,6 +321,7 @@ def _card(found: ModelFolder, *, name: str, revision: str, folder: Path, where: 
         max_size=width if fixed else max_patches * patch * scale if isinstance(max_patches, int) else None,
         scheduler=str(scheduler.get("_class_name", "")),
         prediction_type=_prediction(scheduler),
+        guidance=guidance_of(found.pipeline_class, found.configs),
         zero_snr=bool(scheduler.get("rescale_betas_zero_snr")),
     )
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pipeline.inputs import Conditions
 from pipeline.models.base import Generated
 from pipeline.models.diffusers_model import DiffusersModel
-from pipeline.models.modes import WEIGHS_PROMPTS
+from pipeline.models.modes import TRUE_CFG, WEIGHS_PROMPTS
 from pipeline.models.resolve import ModelCard, second_stage_config
 from schemas.config import ModelConfig
 from schemas.records import Draw
@@ -27,6 +27,7 @@ class TwoStages:
         self.name, self.revision = card.name, card.revision
         self._stage, self._scale = config.second_stage, card.second_stage.input_scale
         self._second_weighs = card.second_stage.pipeline_class in WEIGHS_PROMPTS
+        self._second_may_pass_twice = card.second_stage.guidance == "input" and card.second_stage.pipeline_class in TRUE_CFG
         self._first = DiffusersModel(replace(card, second_stage=None), config)
         self._second = DiffusersModel(card.second_stage, second_stage_config(config), self._first)
 
@@ -55,6 +56,7 @@ class TwoStages:
             scheduler="default",
             steps=stage.steps or draw.steps,
             guidance_scale=draw.guidance_scale if stage.guidance_scale is None else stage.guidance_scale,
+            true_cfg_scale=draw.true_cfg_scale if self._second_may_pass_twice else None,
             guidance_rescale=None,
             guidance_interval=None,
             strength=stage.strength if stage.mode == "image-to-image" else None,

@@ -30,7 +30,8 @@ def test_what_decides_the_image_decides_the_id_and_nothing_else_does() -> None:
     draw = make_draw()
     for change in ({"seed": 1}, {"steps": 2}, {"prompt": "x"}, {"guidance_scale": 5.5}, {"model_revision": "y"}, {"dtype": "bfloat16"}):
         assert replace(draw, **change).sample_id != draw.sample_id
-    assert replace(draw, guidance_rescale=0.7).sample_id != draw.sample_id
+    for change in ({"guidance_rescale": 0.7}, {"true_cfg_scale": 3.0}):
+        assert replace(draw, **change).sample_id != draw.sample_id
     assert replace(draw, label="cat", tags={"a": "b"}).sample_id == draw.sample_id
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.cli import main
 from pipeline.models import load_model
 from pipeline.models.base import ImageModel
 from pipeline.models.modes import GUIDES_IN_ONE_CALL
@@ -85,6 +86,13 @@ def loaded(model_folder: Callable[[str], Path]) -> Iterator[Callable[[str], Imag
 
     yield model
     made.clear()
+
+
+def promptmill(*arguments: object) -> int:
+    """Exit status of a command."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
 
 
 def load(folder: Path, **settings: object) -> ImageModel:

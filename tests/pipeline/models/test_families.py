@@ -11,14 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs.cli import main
 from pipeline.models.base import ImageModel
 from pipeline.models.families import FAMILIES
 from pipeline.models.resolve import check_sampling, resolve_model
 from schemas.config import ModelConfig, SamplingConfig
 from schemas.errors import ModelError
 from tests.pipeline.models import tiny_families
-from tests.pipeline.models.conftest import check_guidance_interval, load, make_draw
+from tests.pipeline.models.conftest import check_guidance_interval, load, make_draw, promptmill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +39,7 @@ ROWS = dict.fromkeys(tiny_families.BUILDERS, Row()) | {
     "ddpm": Row(text=False, negative=False, guidance=False),
 }
 NO_INTERVAL = {"flux-schnell", "flux-dev", "lcm", "z-image", "flux-2-klein", "kandinsky-2.2", "ddpm", "dit"}
+TAKES_THE_SCALE = {"flux-dev", "lcm"}
 Made = Callable[[str], Path]
 
 
@@ -99,11 +99,26 @@ def test_guidance_may_be_for_some_of_the_steps(model_of: Callable[[str], ImageMo
     check_guidance_interval(model, lambda **changes: image(model, *(draw(number, family, **changes) for number in range(3))))
 
 
-@pytest.mark.parametrize("family", sorted(NO_INTERVAL))
-def test_where_it_may_not_it_is_refused(folder_of: Made, family: str) -> None:
+@pytest.mark.parametrize("family", ROWS)
+def test_guidance_that_a_model_would_not_heed_is_refused(folder_of: Made, family: str) -> None:
     card = resolve_model(ModelConfig(id=str(folder_of(family))), base_dir=Path.cwd())  # pyright: ignore[reportCallIssue]
-    with pytest.raises(ModelError, match=rf"sampling.guidance_interval: {family} \({card.pipeline_class}\) does not take it"):
-        check_sampling(card, SamplingConfig(guidance_interval=[0.2, 0.8]))
+    model, once = f"{family} ({card.pipeline_class}) ", "takes guidance_scale as an input of its network, which is asked once a step"
+
+    def refusal(**settings: Any) -> str:
+        with pytest.raises(ModelError) as caught:
+            check_sampling(card, SamplingConfig(**settings))
+        return str(caught.value)
+
+    if family in NO_INTERVAL:
+        why = once if family in TAKES_THE_SCALE else "does not take it; take it out"
+        assert refusal(guidance_interval=[0.2, 0.8]).startswith(f"sampling.guidance_interval: {model}{why}")
+    if not ROWS[family].negative:
+        why = once if family == "flux-dev" else "takes none; leave it empty"
+        assert refusal(negative_prompt="blurry").startswith(f"sampling.negative_prompt: {model}{why}")
+    if family != "flux-dev":
+        why = "cannot be asked twice a step; take it out"
+        why = why if family in TAKES_THE_SCALE else "is guided by guidance_scale; set that one instead"
+        assert refusal(true_cfg_scale=3.0) == f"sampling.true_cfg_scale: {model}{why}"
 
 
 @pytest.mark.parametrize("family", ROWS)
@@ -123,12 +138,6 @@ def test_a_job_runs_from_a_yaml_and_makes_the_same_bytes_again(
     assert len({hashlib.sha256(one["image"]["bytes"]).hexdigest() for one in images}) == 4
     assert promptmill("verify", tmp_path / "run", "--regenerate", 2) == 0
     assert "2 images made again" in capsys.readouterr().out
-
-
-def promptmill(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
 
 
 def test_the_table_of_families_lists_what_is_tested_here_and_nothing_else(folder_of: Made) -> None:
