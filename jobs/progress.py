@@ -112,8 +112,7 @@ class _Plain:
 
 def rate(tally: Tally) -> float:
     """Images per second since the first worker was ready."""
-    made = max(tally.sampled, tally.committed)
-    return made / tally.steady_seconds if tally.steady_seconds > 0 else 0.0
+    return max(tally.sampled, tally.committed) / (time.monotonic() - tally.first_ready) if tally.first_ready else 0.0
 
 
 def eta(tally: Tally) -> str:

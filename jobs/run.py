@@ -47,6 +47,7 @@ class Tally:
     started: float = field(default_factory=time.monotonic)
     first_ready: float | None = None
     first_sampled: float | None = None
+    last_result: float | None = None
     startup: dict[str, float] = field(default_factory=dict)
     stages: Counter[str] = field(default_factory=Counter)
     peak_rss_bytes: int = 0
@@ -58,6 +59,7 @@ class Tally:
 
     def add(self, result: ShardResult) -> None:
         """Count a committed shard."""
+        self.last_result = time.monotonic()
         self.accepted += result.accepted
         self.rejected += result.rejected
         self.failed += result.failed
@@ -81,8 +83,8 @@ class Tally:
 
     @property
     def steady_seconds(self) -> float:
-        """Since the first worker was ready."""
-        return time.monotonic() - self.first_ready if self.first_ready else 0.0
+        """From the first ready worker until the latest committed shard, which leaves out the end of the cluster."""
+        return max(0.0, self.last_result - self.first_ready) if self.first_ready and self.last_result else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +114,7 @@ class RunReport:
 
     @property
     def images_per_second(self) -> float:
-        """Of this start, from the first ready worker on."""
+        """Of this start, in the steady seconds."""
         return self.made_now / self.steady_seconds if self.steady_seconds else 0.0
 
 
