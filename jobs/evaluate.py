@@ -7,7 +7,7 @@ compared with the test half by its CLIP features too. The real set's row says wh
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from jobs import open_run
 from jobs.encoder import load_encoder
 from jobs.export.paths import folder_name
 from jobs.query import query
+from jobs.real_features import real_features
 from jobs.run_dir import RunDir
 from jobs.selection import Selection, expression, value_of
 from pipeline.metrics import classifier_accuracy, frechet_distance, kernel_distance, precision_recall_density_coverage, vendi_score
@@ -92,7 +93,7 @@ def evaluate(
     numbers = {name: number for number, name in enumerate(classes)}
     halves = _halves([(file, numbers[name]) for name in classes for file in folders[folder_name(name)]])
     condition = f"({where}\n) and {column} is not null"
-    sets = {"real": _features(encoder, _read(halves[0])), "test": _features(encoder, _read(halves[1]))}
+    sets = {name: _real(run, encoder, half) for name, half in zip(("real", "test"), halves, strict=True)}
     for name, only in (("accepted", "accepted"), ("all, unfiltered", "all")):
         drawn = _drawn(run, Selection(where=condition, only=only), label, numbers)
         sets[name] = _features(encoder, drawn)
@@ -130,6 +131,12 @@ def _halves(files: list[tuple[Path, int]]) -> tuple[list[tuple[Path, int]], list
 
     by_class = sorted(sorted(files, key=lot)[: 2 * MOST], key=lambda one: one[1])
     return by_class[::2], by_class[1::2]
+
+
+def _real(run: RunDir, encoder: Any, half: Sequence[tuple[Path, int]]) -> _Set:
+    """Encoded once; a folder of real images is compared again and again."""
+    features_ND = real_features(run.store, encoder.version, [file for file, _ in half], lambda: _features(encoder, _read(half)).features_ND)
+    return _Set(features_ND, np.array([number for _, number in half], dtype=np.int64))
 
 
 def _read(files: Iterable[tuple[Path, int]]) -> Iterator[tuple[np.ndarray, int]]:

@@ -16,10 +16,9 @@
     RUN/judged/1f2e…-000.parquet  the metadata table with these verdicts
     RUN/scores/00017.NAME.parquet scores that 'promptmill rescore' added to a shard
     RUN/profile/HOST-1.json.gz    with --profile: stages of a worker, a Chrome trace; HOST-1.ops.json.gz: one batch by operator
-
-
     RUN/embeddings/00017-1f2e….parquet  CLIP features of a shard's images, from 'promptmill embed'
     RUN/embeddings/embeddings.json  the model that they are of; readers trust only files that fit it
+    RUN/real/1f2e….parquet        CLIP features of the real images that 'promptmill evaluate' compared the run with
     RUN/expansions.jsonl          answers of the language model that 'prompts.expand' asks; in an object store a folder of pieces
     RUN/events.jsonl              what happened when; in an object store a folder of pieces, in order
     RUN/lease.json                the driver that is at work; gone when it has ended
@@ -43,6 +42,7 @@ PROFILE = "profile"
 JUDGED_INDEX = "judged/judged.json"
 EMBEDDINGS = "embeddings"
 EMBEDDINGS_INDEX = "embeddings/embeddings.json"
+REAL = "real"
 
 SHARDS_PER_PLAN_FILE = 1000
 
@@ -100,6 +100,11 @@ def profile_file(worker: str, *, ops: bool = False) -> str:
 def embeddings_file(shard_id: int, key: str) -> str:
     """CLIP features of one shard's images; ``key`` stands for these images and the model."""
     return f"{EMBEDDINGS}/{shard_id:05d}-{key}.parquet"
+
+
+def real_file(key: str) -> str:
+    """CLIP features of real images; ``key`` stands for these images and the model."""
+    return f"{REAL}/{key}.parquet"
 
 
 def suspects_file(shard_id: int) -> str:

@@ -11,12 +11,16 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from jobs import evaluate as module
 from jobs.cli import cli
 from jobs.evaluate import Evaluation, evaluate, to_json
+from jobs.real_features import real_features
 from jobs.run_dir import RunDir
 from pipeline.encode import encode
 from pipeline.models.demo import grammar
 from pipeline.models.demo.render import render
+from pipeline.store import open_store
+from schemas import layout
 from schemas.errors import ConfigError, QueryError
 from schemas.records import Draw, Outcome, Prompt
 from tests import runs
@@ -95,6 +99,37 @@ def test_it_says_the_same_each_time_and_in_json(run: RunDir, real: Path, found: 
     result = CliRunner().invoke(cli, ["evaluate", run.store.root, "--against", str(real), "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.output) == json.loads(to_json(found))
+
+
+def test_features_of_real_images_are_kept_until_an_image_or_the_model_is_another(
+    run: RunDir, real: Path, found: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(run.store.list(layout.REAL)) == 2, "the half to learn from and the half for the test"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_read", lambda files: pytest.fail("it was encoded before"))
+        assert evaluate(run.store.root, real) == found
+    store, files = open_store(tmp_path / "run"), [tmp_path / "0.png", tmp_path / "1.png"]
+    for number, file in enumerate(files):
+        file.write_bytes(bytes([number]))
+    made: list[np.ndarray] = []
+
+    def make() -> np.ndarray:
+        made.append(np.random.default_rng(len(made)).normal(size=(2, 3)))
+        return made[-1]
+
+    def get(version: str, of: list[Path]) -> list[list[float]]:
+        return real_features(store, version, of, make).tolist()
+
+    assert get("a", files) == get("a", files) == made[0].tolist()
+    assert get("b", files) == made[1].tolist()
+    assert get("a", files[::-1]) == made[2].tolist()
+    files[0].write_bytes(b"other")
+    assert get("a", files) == made[3].tolist()
+    for name in store.list(layout.REAL):
+        data = bytearray(store.get(name))
+        data[data.index(made[3].tobytes()) if made[3].tobytes() in data else 20] ^= 1
+        store.put(name, bytes(data))
+    assert get("a", files) == get("a", files) == made[4].tolist(), "what is damaged is made again"
 
 
 def test_the_command_prints_a_table(run: RunDir, real: Path) -> None:
