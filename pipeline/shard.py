@@ -9,9 +9,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from pipeline import plan, suspects
 from pipeline.encode import encode
@@ -26,6 +27,7 @@ from schemas.config import JobConfig, OutputConfig
 from schemas.errors import RunFolderError, ShardError
 from schemas.records import Draw, Outcome, Shard, ShardResult
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 MAX_WAITING_BATCHES = 2  # sampled batches that wait for an encoder: bounds memory when encoding is slower than sampling
@@ -36,11 +38,14 @@ class Device:
     """The device of a worker: one shard at a time, and what the worker has learned about it.
 
     Shards that took turns batch by batch would be sampled at the same moment, and the device idle while all of them are written.
-    ``batch_size`` is the largest batch that fits its memory, None while all did.
+    ``batch_size`` is the largest batch that fits its memory, None while all did. All that computes on it is called from one thread:
+    OpenMP keeps a team of threads for each caller, and teams that together outnumber the cores sleep between any two layers
+    (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html).
     """
 
     def __init__(self) -> None:
         self.batch_size: int | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         self._lock = threading.Lock()
         self._since: float | None = None
 
@@ -55,6 +60,10 @@ class Device:
         finally:
             if held:
                 self._lock.release()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call it in the device's thread."""
+        return self._thread.submit(function).result()
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -214,6 +223,10 @@ def _killer(draw: Draw, stages: Stages) -> Sampled:
 
 
 def _sample_and_score(batch: Sequence[Draw], stages: Stages, clock: "_Clock") -> list[Sampled]:
+    return stages.device.call(lambda: _on_device(batch, stages, clock))
+
+
+def _on_device(batch: Sequence[Draw], stages: Stages, clock: "_Clock") -> list[Sampled]:
     """A batch that the device's memory does not hold is made in halves, and so are all later ones of this worker."""
     device, planned = stages.device, stages.config.batch_size
     while True:

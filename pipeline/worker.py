@@ -22,7 +22,7 @@ from pipeline.models.base import ImageModel
 from pipeline.models.resolve import ModelCard
 from pipeline.scorers.here import on_this_machine
 from pipeline.scorers.resolve import ScorerCard
-from pipeline.shard import MAX_WAITING_BATCHES, Stages, run_shard
+from pipeline.shard import MAX_WAITING_BATCHES, Device, Stages, run_shard
 from pipeline.store import Store, open_store
 from pipeline.timeline import Timeline
 from schemas import layout
@@ -69,10 +69,10 @@ class ShardWorker:
         self._unwritten_bytes = 0
         self.sampled = 0
         cards = [on_this_machine(card, config.scorers[card.name]) for card in order.scorers]  # before anything large is loaded
-        times = [time.perf_counter()]
-        model = _load(order.model_loader)(order.model, config.model)
+        device, times = Device(), [time.perf_counter()]
+        model = device.call(lambda: _load(order.model_loader)(order.model, config.model))
         times.append(time.perf_counter())
-        loaded = [scorers.load_scorer(card, cpu_threads=config.model.cpu_threads) for card in cards]
+        loaded = device.call(lambda: [scorers.load_scorer(card, cpu_threads=config.model.cpu_threads) for card in cards])
         times.append(time.perf_counter())
         self.loading = {"model": times[1] - times[0], "scorers": times[2] - times[1]}
         store, worker = open_store(order.root), f"{socket.gethostname()}:{os.getpid()}"
@@ -84,6 +84,7 @@ class ShardWorker:
             store=store,
             encoders=ThreadPoolExecutor(max_workers=MAX_WAITING_BATCHES + 1, thread_name_prefix="encode"),
             worker=worker,
+            device=device,
             on_batch=self._count,
             on_stage=self._timeline.add,
             on_write=self._count_bytes,

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -302,3 +303,20 @@ def _misbehave(prompt: str) -> None:
         if not marker.exists():
             marker.touch()
             os._exit(1)
+
+
+CALLERS: set[int] = set()  # threads that loaded or called a model of load_observed
+
+
+def load_observed(card: ModelCard, config: ModelConfig) -> FakeModel:
+    """A model that notes the threads which it is called from."""
+    model = FakeModel()
+    generate = model.generate
+
+    def observed(draws: Sequence[Draw], conditions: Sequence[Conditions] = ()) -> Generated:
+        CALLERS.add(threading.get_ident())
+        return generate(draws, conditions)
+
+    model.generate = observed
+    CALLERS.add(threading.get_ident())
+    return model

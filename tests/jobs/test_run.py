@@ -19,6 +19,7 @@ from jobs.run_dir import RunDir
 from schemas import layout
 from schemas.errors import RunFolderError, UserError
 from schemas.tables import SCHEMA_VERSION
+from tests import fakes
 from tests.fakes import DEATHS, LOADER, fake_job
 
 pytestmark = [
@@ -58,6 +59,15 @@ def test_ray_writes_the_bytes_of_a_local_run(tmp_path: Path, reference: dict[str
     report = make(fake_job(tmp_path, executor=executor), tmp_path / "run")
     assert (report.exit_code, report.accepted, report.workers) == (0, 20, executor["actors"])
     assert dataset(tmp_path / "run") == reference
+
+
+def test_model_and_scorers_are_called_from_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever shards share the device, and from the loading on: OpenMP keeps a team of threads for each caller."""
+    score = fakes.Brightness.score
+    monkeypatch.setattr(fakes.Brightness, "score", lambda *args: (fakes.CALLERS.add(threading.get_ident()), score(*args))[1])
+    run_verb.run(fake_job(tmp_path), out=tmp_path / "run", model_loader="tests.fakes:load_observed")
+    assert len(fakes.CALLERS) == 1
+    assert threading.get_ident() not in fakes.CALLERS
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path, reference: dict[str, bytes]) -> None:
