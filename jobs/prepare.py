@@ -49,8 +49,8 @@ class Prepared:
             yield from (prompt for prompt in self._source() if key(expand, prompt) not in self.answers)
 
     def _source(self) -> Iterator[Prompt]:
-        sampling = self.config.sampling
-        for prompt in read_prompts(self.config.prompts, base_dir=self.base_dir, mode=sampling.mode):
+        sampling, reference = self.config.sampling, self.config.model.ip_adapter is not None
+        for prompt in read_prompts(self.config.prompts, base_dir=self.base_dir, mode=sampling.mode, reference=reference):
             if twice := sampling.sweep.keys() & prompt.sampling.keys():
                 name = min(twice)
                 raise PromptError(f"prompt {prompt.id}: sets {name}, and sampling.sweep has {name} too; take one of them out")

@@ -77,6 +77,7 @@ def expand(
             control_sha256=sha256.get("control"),
             reference_sha256=sha256.get("reference"),
             control_scale=sampling.control_scale if sampling.mode in SCALED else None,
+            reference_scale=sampling.reference_scale if "reference" in sha256 and sampling.mode != "image-prompt" else None,
             input_transform=_input_transform(sampling, input_scale),
         )
 

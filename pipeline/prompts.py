@@ -6,6 +6,7 @@ One row is held at a time, with its input images. Every problem names the file a
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,23 +17,33 @@ from pipeline.inputs import InputReader
 from pipeline.templates import template_rows
 from schemas.config import PROMPT_COLUMNS, SAMPLING_COLUMNS, PromptsConfig, SamplingConfig
 from schemas.errors import PromptError
-from schemas.modes import INPUTS, ROLES, Mode, Role, column
+from schemas.modes import INPUTS, ROLES, Mode, Role, column, roles
 from schemas.records import InputImage, Prompt
 
 _Row = tuple[int, Mapping[str, object]]  # number shown in errors, columns
 
 
-def read_prompts(config: PromptsConfig, *, base_dir: Path, mode: Mode = "text-to-image") -> Iterator[Prompt]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """Which input images each row must have, and the mode that the errors tell."""
+
+    mode: Mode
+    roles: tuple[Role, ...]
+
+
+def read_prompts(config: PromptsConfig, *, base_dir: Path, mode: Mode = "text-to-image", reference: bool = False) -> Iterator[Prompt]:
     """All prompts of the source, in order. An ``id`` that is not given is the row's number from 0.
 
-    Raises PromptError on a source that is missing, empty, or has a row that is not a prompt, or lacks the mode's images.
+    With ``reference`` each has a reference image beside those of the mode. Raises PromptError on a source that is missing, empty,
+    or has a row that is not a prompt, or lacks the images.
     """
+    wanted = _Wanted(mode=mode, roles=roles(mode, reference=reference))
     if config.texts is not None:
         rows = enumerate({"prompt": text} for text in config.texts)
-        return _prompts(rows, "prompts.texts", "entry", InputReader(base_dir), mode)
+        return _prompts(rows, "prompts.texts", "entry", InputReader(base_dir), wanted)
     if config.template is not None:
         rows = template_rows(config, base_dir=base_dir)
-        return _prompts(rows, "prompts.template", "combination", InputReader(base_dir), mode)
+        return _prompts(rows, "prompts.template", "combination", InputReader(base_dir), wanted)
     assert config.file is not None  # PromptsConfig demands one of the three
     path = base_dir / config.file
     if not path.is_file():
@@ -42,18 +53,18 @@ def read_prompts(config: PromptsConfig, *, base_dir: Path, mode: Mode = "text-to
     if reader is None:
         raise PromptError(f"{path}: {path.suffix or 'no suffix'} is not a prompt format; use one of: {' '.join(readers)}")
     images = InputReader(path.parent, [base_dir / folder for folder in config.image_folders])
-    return _prompts(reader(path), str(path), "row" if reader is _parquet else "line", images, mode)
+    return _prompts(reader(path), str(path), "row" if reader is _parquet else "line", images, wanted)
 
 
-def _prompts(rows: Iterable[_Row], where: str, unit: str, images: InputReader, mode: Mode) -> Iterator[Prompt]:
+def _prompts(rows: Iterable[_Row], where: str, unit: str, images: InputReader, wanted: _Wanted) -> Iterator[Prompt]:
     number = -1
     for number, (shown, row) in enumerate(rows):
-        yield _prompt(row, number, f"{where}: {unit} {shown}", images, mode)
+        yield _prompt(row, number, f"{where}: {unit} {shown}", images, wanted)
     if number < 0:
         raise PromptError(f"{where}: holds no prompts; write at least one")
 
 
-def _prompt(row: Mapping[str, object], number: int, where: str, images: InputReader, mode: Mode) -> Prompt:
+def _prompt(row: Mapping[str, object], number: int, where: str, images: InputReader, wanted: _Wanted) -> Prompt:
     text = row.get("prompt")
     if not isinstance(text, str):
         found = f"'prompt' is {text!r}" if "prompt" in row else f"no 'prompt' among the columns {', '.join(map(str, row)) or '(none)'}"
@@ -69,7 +80,7 @@ def _prompt(row: Mapping[str, object], number: int, where: str, images: InputRea
         label=_optional(row.get("label")),
         tags=tags,
         sampling={name: _setting(name, row[name], where) for name in SAMPLING_COLUMNS if row.get(name) not in (None, "")},
-        images=_images(row, where, images, mode),
+        images=_images(row, where, images, wanted),
     )
 
 
@@ -90,16 +101,18 @@ def _setting(name: str, value: object, where: str) -> int | float:
         ) from None
 
 
-def _images(row: Mapping[str, object], where: str, images: InputReader, mode: Mode) -> dict[Role, InputImage]:
-    """The input images of a row: exactly those that the mode takes."""
+def _images(row: Mapping[str, object], where: str, images: InputReader, wanted: _Wanted) -> dict[Role, InputImage]:
+    """The input images of a row: exactly those that are wanted."""
     found: dict[Role, InputImage] = {}
     for role in ROLES:
         name, value = column(role), row.get(column(role))
-        given, wanted = value not in (None, "", b""), role in INPUTS[mode]
-        if wanted and not given:
-            raise PromptError(f"{where}: {name} is missing; sampling.mode {mode} needs one in every row")
-        if given and not wanted:
-            raise PromptError(f"{where}: {name} is of no use to sampling.mode {mode}; set the mode that it is for, or rename the column")
+        given = value not in (None, "", b"")
+        if role in wanted.roles and not given:
+            needs = f"sampling.mode {wanted.mode}" if role in INPUTS[wanted.mode] else "model.ip_adapter"
+            raise PromptError(f"{where}: {name} is missing; {needs} needs one in every row")
+        if given and role not in wanted.roles:
+            remedy = "give model.ip_adapter" if role == "reference" else "set the mode that it is for"
+            raise PromptError(f"{where}: {name} is of no use to sampling.mode {wanted.mode}; {remedy}, or rename the column")
         if given:
             found[role] = images.read(value, f"{where}: {name}")
     return found

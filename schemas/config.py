@@ -12,7 +12,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, f
 
 from schemas.modes import ROLES, STRENGTH, Mode, column
 
-SAMPLING_COLUMNS = ("steps", "guidance_scale", "true_cfg_scale", "guidance_rescale", "strength", "control_scale", "width", "height")
+SAMPLING_COLUMNS = (
+    "steps",
+    "guidance_scale",
+    "true_cfg_scale",
+    "guidance_rescale",
+    "strength",
+    "control_scale",
+    "reference_scale",
+    "width",
+    "height",
+)
 """Fields of ``sampling`` that a prompt may set for itself."""
 
 AttentionBackend = Literal[
@@ -315,7 +325,7 @@ class ModelConfig(Section):
         default=None, description="for sampling.mode control: see below"
     )
     ip_adapter: Annotated[IpAdapterConfig, _shorthand("id")] | None = Field(
-        default=None, description="for sampling.mode image-prompt: see below"
+        default=None, description="for sampling.mode image-prompt, or beside another mode: see below"
     )
     loras: list[Annotated[LoraConfig, _shorthand("id")]] = Field(default_factory=list, description="LoRA weights: see below")
     embeddings: list[Annotated[EmbeddingConfig, _shorthand("id")]] = Field(default_factory=list, description="textual inversion: see below")
@@ -361,7 +371,7 @@ class CannyConfig(Section):
 
 class SamplingConfig(Section):
     """How an image is drawn from noise. A prompt file may have columns steps, guidance_scale, true_cfg_scale, guidance_rescale,
-    strength, control_scale, width and height, which hold for their row."""
+    strength, control_scale, reference_scale, width and height, which hold for their row."""
 
     mode: Mode = Field(
         default="text-to-image",
@@ -410,6 +420,9 @@ class SamplingConfig(Section):
     )
     control_scale: float = Field(
         default=1.0, ge=0, le=10, description="for control and image-prompt: weight of the ControlNet, T2I-Adapter or IP-Adapter"
+    )
+    reference_scale: float = Field(
+        default=1.0, ge=0, le=10, description="for model.ip_adapter beside another mode than image-prompt: weight of the reference image"
     )
     negative_prompt: str = Field(default="", description="used where a prompt brings none of its own")
     prompt_weighting: bool = Field(
@@ -627,8 +640,10 @@ class JobConfig(Section):
             )
         if (self.sampling.mode == "control") != (self.model.controlnet is not None):
             raise ValueError("sampling.mode: control and model.controlnet belong together; give both or neither")
-        if (self.sampling.mode == "image-prompt") != (self.model.ip_adapter is not None):
-            raise ValueError("sampling.mode: image-prompt and model.ip_adapter belong together; give both or neither")
+        if self.sampling.mode == "image-prompt" and self.model.ip_adapter is None:
+            raise ValueError("sampling.mode: image-prompt needs model.ip_adapter; give one")
+        if self.sampling.mode == "text-to-image" and self.model.ip_adapter:
+            raise ValueError("sampling.mode: text-to-image with model.ip_adapter is image-prompt; set that, or take the adapter out")
         if self.sampling.guidance_interval and self.model.compute.step_cache:
             raise ValueError("sampling.guidance_interval cannot be had together with model.compute.step_cache; take one of them out")
         if self.model.second_stage and self.sampling.mode != "text-to-image":

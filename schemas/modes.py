@@ -26,6 +26,11 @@ SCALED: tuple[Mode, ...] = ("control", "image-prompt")
 """Modes whose input has a weight, ``control_scale``."""
 
 
+def roles(mode: Mode, *, reference: bool = False) -> tuple[Role, ...]:
+    """Input images of a draw: those of the mode, and with ``reference`` one that is a prompt beside them."""
+    return (*INPUTS[mode], "reference") if reference and "reference" not in INPUTS[mode] else INPUTS[mode]
+
+
 def column(role: Role) -> str:
     """Column of a prompt source that holds the image of this role."""
     return f"{role}_image"

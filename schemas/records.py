@@ -85,6 +85,7 @@ class Draw:
     guidance_interval: tuple[float, float] | None = None
     reference_sha256: str | None = None
     true_cfg_scale: float | None = None
+    reference_scale: float | None = None
 
     def identity(self) -> dict[str, object]:
         """All fields that decide the image; label and tags do not. A draw without what came later keeps its id."""
@@ -105,10 +106,10 @@ class Draw:
         """Draws that share it can go through the sampler in one batch."""
         how = (self.mode, self.loras, self.scheduler, self.steps, self.width, self.height, self.prompt_weighting)
         guidance = (self.guidance_scale, self.true_cfg_scale, self.guidance_rescale, self.guidance_interval)
-        return (*how, *guidance, self.strength, self.control_scale, self.input_transform)
+        return (*how, *guidance, self.strength, self.control_scale, self.reference_scale, self.input_transform)
 
 
-_LATER = ("guidance_rescale", "prompt_weighting", "guidance_interval", "reference_sha256", "true_cfg_scale")
+_LATER = ("guidance_rescale", "prompt_weighting", "guidance_interval", "reference_sha256", "true_cfg_scale", "reference_scale")
 _IDENTITY = tuple(field.name for field in fields(Draw) if field.name not in ("label", "tags"))
 
 

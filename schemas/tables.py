@@ -63,6 +63,7 @@ _DRAW: list[tuple[str, pa.DataType, bool, str]] = [  # name, type, nullable, mea
     ("control_sha256", _TEXT, True, "sha256 of the control image's file"),
     ("reference_sha256", _TEXT, True, "sha256 of the file of the image that is a prompt"),
     ("control_scale", pa.float64(), True, "weight of the ControlNet, T2I-Adapter or IP-Adapter"),
+    ("reference_scale", pa.float64(), True, "weight of the IP-Adapter where it goes with another mode than image-prompt"),
     ("input_transform", _TEXT, True, "made of the input image: margins LEFT TOP RIGHT BOTTOM, canny LOW HIGH, downscale N; null: nothing"),
 ]
 

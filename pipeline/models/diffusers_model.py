@@ -147,7 +147,8 @@ class DiffusersModel:
             found["control_image" if "control_image" in self._takes else "image"] = self._as_the_adapter_reads(_image_tensor(control))
             found["controlnet_conditioning_scale"] = found["adapter_conditioning_scale"] = draws[0].control_scale
         if references := [one.reference_HWC for one in conditions if one.reference_HWC is not None]:
-            self._pipe.set_ip_adapter_scale(draws[0].control_scale)
+            scale = draws[0].control_scale if draws[0].mode == "image-prompt" else draws[0].reference_scale
+            self._pipe.set_ip_adapter_scale(scale)
             found["ip_adapter_image_embeds"] = reference_embeddings(self._pipe, references, guided=self._guided(draws[0]))
         if draws[0].strength is not None:
             found["strength"] = draws[0].strength

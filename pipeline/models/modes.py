@@ -71,6 +71,21 @@ T2I_ADAPTERS = {
 }
 """What does it instead where the weights are a T2IAdapter's (Mou et al. 2023, arXiv 2302.08453)."""
 
+TAKES_REFERENCES = frozenset(
+    {
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLControlNetPipeline",
+        "StableDiffusionXLAdapterPipeline",
+    }
+)
+"""Pipelines that take an IP-Adapter, and so an image as a prompt beside what else conditions theirs."""
+
 RESCALES_GUIDANCE = frozenset(
     {
         "StableDiffusionPipeline",

@@ -18,6 +18,7 @@ from pipeline.models.modes import (
     INPUT_SCALE,
     LATENT_UPSCALER,
     T2I_ADAPTERS,
+    TAKES_REFERENCES,
     WEIGHS_PROMPTS,
     pipelines,
 )
@@ -98,6 +99,8 @@ def resolve_model(config: ModelConfig, *, base_dir: Path, mode: Mode = "text-to-
             f"{where}: there is no such folder (looked for {local}); give 'demo', a diffusers folder, or a hub id such as org/name"
         )
     card = _with_controlnet(_for_mode(card, mode, found.configs.get("unet")), config, base_dir=base_dir)
+    if config.ip_adapter and card.pipeline_class not in TAKES_REFERENCES:
+        raise ModelError(f"model.ip_adapter: {card.name} ({card.pipeline_class}) takes none for sampling.mode {mode}; take it out")
     addons = resolve_addons(config, base_dir=base_dir, vae=found.configs.get("vae"), model=card.name)
     card = replace(card, addons=addons, revision=f"{card.revision}+{addons.digest}") if addons.digest else card
     return _with_second_stage(card, config, base_dir=base_dir) if config.second_stage else card
@@ -224,6 +227,9 @@ def check_sampling(card: ModelCard, sampling: SamplingConfig, where: str = "") -
     if int(sampling.steps * strength) < 1:
         raise ModelError(f"{where}sampling.strength: {strength:g} of {sampling.steps} steps is not one step; raise one of them")
     check_guidance(card, sampling, where)
+    if sampling.reference_scale != 1 and (card.addons.ip_adapter is None or card.mode == "image-prompt"):
+        remedy = "use control_scale" if card.mode == "image-prompt" else "take it out"
+        raise ModelError(f"{where}sampling.reference_scale: is for model.ip_adapter beside another mode than image-prompt; {remedy}")
     if sampling.prompt_weighting and card.pipeline_class not in WEIGHS_PROMPTS:
         raise ModelError(
             f"{where}sampling.prompt_weighting: {card.name} ({card.pipeline_class}) reads prompts as they are;"

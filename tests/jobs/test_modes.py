@@ -14,8 +14,9 @@ from jobs.remake import remaker
 from jobs.run import run
 from jobs.run_dir import RunDir
 from jobs.verify import verify
-from schemas.errors import ModelError, PromptError
-from schemas.modes import INPUTS, Mode, column
+from schemas import modes
+from schemas.errors import ConfigError, ModelError, PromptError
+from schemas.modes import Mode, column
 from tests.jobs.conftest import JobFile
 from tests.jobs.test_run import dataset
 from tests.pipeline.models import tiny
@@ -29,6 +30,7 @@ ROWS: dict[str, tuple[Mode, dict]] = {  # a mode, and what is set for it
     "control": ("control", {"canny": {"low": 50, "high": 100}, "guidance_interval": [0.5, 1]}),
     "control-t2i": ("control", {"control_scale": 0.5}),
     "image-prompt": ("image-prompt", {"control_scale": 0.5}),
+    "inpainting-reference": ("inpainting", {"reference_scale": 0.5}),
     "super-resolution": ("super-resolution", {}),
 }
 
@@ -37,7 +39,7 @@ ROWS: dict[str, tuple[Mode, dict]] = {  # a mode, and what is set for it
 def mode_job(request: pytest.FixtureRequest, job: JobFile) -> JobFile:
     """A job of three prompts, each with pictures of its own."""
     mode, settings = ROWS[request.param]
-    roles = [column(role) for role in INPUTS[mode]]
+    roles = [column(role) for role in modes.roles(mode, reference="reference" in request.param)]
     side = 8 if mode == "super-resolution" else 40
     rng = np.random.default_rng(0)
     with (job.folder / "prompts.csv").open("w", newline="") as file:
@@ -58,7 +60,7 @@ def _model(row: str, job: JobFile) -> dict:
     if row == "control-t2i":
         net = tiny.t2i_adapter(job.folder / "net", "sd", in_channels=1)
         return {"id": str(tiny.sd_for_adapters(job.folder / "sd")), "controlnet": str(net)}
-    if row == "image-prompt":
+    if row in ("image-prompt", "inpainting-reference"):
         return {"ip_adapter": tiny.ip_adapter(job.folder / "adapter", Path(job.raw["model"]["id"]))}
     if row == "super-resolution":
         job.raw["sampling"] |= {"width": None, "height": None}
@@ -72,7 +74,8 @@ def test_a_mode_runs_and_its_folder_suffices_to_make_the_images_again(mode_job: 
     assert (report.planned, report.failed) == (6, 0)
     rows = pq.read_table(mode_job.out / "metadata").to_pylist()
     assert {(row["mode"], row["width"], row["height"]) for row in rows} == {(mode, 32, 32)}
-    assert all(row["guidance_interval"] == mode_job.raw["sampling"].get("guidance_interval") for row in rows)
+    for name in ("guidance_interval", "reference_scale"):
+        assert all(row[name] == mode_job.raw["sampling"].get(name) for row in rows)
     inputs = {row[name] for row in rows for name in ("init_sha256", "mask_sha256", "control_sha256", "reference_sha256")} - {None}
     assert {path.name for path in (mode_job.out / "inputs").iterdir()} == inputs
     assert len({row["image_sha256"] for row in rows}) == 6
@@ -144,6 +147,15 @@ def test_settings_of_single_rows_reach_the_table_and_group_the_batches(job: JobF
     assert run(prepare(job.path), out=job.out).failed == 0
     rows = pq.read_table(job.out / "metadata").to_pylist()
     assert [(row["guidance_scale"], row["steps"], row["width"]) for row in rows] == [(1.5, 2, 32), (7.5, 3, 32), (5.0, 2, 24)]
+
+
+def test_an_ip_adapter_that_does_not_go_with_the_rest_is_refused(job: JobFile) -> None:
+    adapter = tiny.ip_adapter(job.folder / "adapter", Path(job.raw["model"]["id"]))
+    job.write(model={"ip_adapter": adapter})
+    with pytest.raises(ConfigError, match=r"text-to-image with model.ip_adapter is image-prompt; set that"):
+        prepare(job.path)
+    with pytest.raises(ModelError, match=r"sampling.reference_scale: is for model.ip_adapter .*; use control_scale"):
+        prepare(job.path, ["sampling.mode=image-prompt", "sampling.sweep.reference_scale=[0.5, 1]"])
 
 
 def test_what_a_row_asks_that_the_model_cannot_do_is_refused_before_anything_is_written(job: JobFile) -> None:

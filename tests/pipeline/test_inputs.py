@@ -100,6 +100,7 @@ def test_large_files_and_decompression_bombs_are_refused_by_their_header(folder:
         ("image-to-image", "prompt,init_image\nx,", "line 2: init_image is missing; sampling.mode image-to-image needs one in every row"),
         ("inpainting", "prompt,init_image\nx,a.png", "line 2: mask_image is missing"),
         ("text-to-image", "prompt,init_image\nx,a.png", "init_image is of no use to sampling.mode text-to-image"),
+        ("inpainting", "prompt,init_image,mask_image,reference_image\nx,a.png,a.png,a.png", "mode inpainting; give model.ip_adapter, or"),
         ("text-to-image", "prompt,steps\nx,0", "line 2: steps is '0': must be greater than or equal to 1"),
         ("text-to-image", "prompt,steps\nx,2.5", "line 2: steps is '2.5'; write a whole number or leave it empty"),
         ("text-to-image", "prompt,guidance_scale\nx,strong", "guidance_scale is 'strong'; write a number"),
@@ -110,6 +111,16 @@ def test_columns_that_do_not_fit_are_refused_with_file_line_and_column(folder: P
     (folder / "p.csv").write_text(header + "\n")
     with pytest.raises(PromptError, match=message):
         list(read_prompts(PromptsConfig(file="p.csv"), base_dir=folder, mode=mode))
+
+
+def test_a_reference_beside_the_images_of_a_mode_stands_in_every_row(folder: Path) -> None:
+    header = "prompt,init_image,reference_image\n"
+    (folder / "p.csv").write_text(header + "x,a.png,a.png\n")
+    [prompt] = read_prompts(PromptsConfig(file="p.csv"), base_dir=folder, mode="image-to-image", reference=True)
+    assert set(prompt.images) == {"init", "reference"}
+    (folder / "p.csv").write_text(header + "x,a.png,\n")
+    with pytest.raises(PromptError, match=r"line 2: reference_image is missing; model.ip_adapter needs one in every row"):
+        list(read_prompts(PromptsConfig(file="p.csv"), base_dir=folder, mode="image-to-image", reference=True))
 
 
 def test_a_row_sets_its_own_sampling_and_other_columns_stay_tags(folder: Path) -> None:

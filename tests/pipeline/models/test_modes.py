@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,12 @@ ROWS: list[tuple[str, Mode]] = [
     ("sd-t2i", "control"),
     ("sdxl-t2i", "control"),
 ]
-Loaded = Callable[[str, Mode], ImageModel]
+WITH_REFERENCE: list[tuple[str, Mode]] = [  # and an image that is a prompt beside what the mode takes
+    *[(family, mode) for family in ("sd", "sdxl") for mode in ("image-to-image", "inpainting", "control")],
+    ("sd-wide", "inpainting"),
+    ("sdxl-t2i", "control"),
+]
+Loaded = Callable[..., ImageModel]
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +55,16 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     builders = tiny_families.BUILDERS | tiny.BUILDERS | {"inpainter": tiny.inpainter, "upscaler": tiny.upscaler, "sd-wide": tiny.sd_wide}
     builders |= {"latent-upscaler": tiny.latent_upscaler, "sd-t2i": tiny.sd_for_adapters, "sdxl-t2i": tiny.sdxl}
 
-    def model(family: str, mode: Mode) -> ImageModel:
-        if (family, mode) not in made:
+    def model(family: str, mode: Mode, *, reference: bool = False) -> ImageModel:
+        key = (family, mode, reference)
+        if key not in made:
             folder = root / family
             if not folder.exists():
                 builders[family](folder)
-            config = ModelConfig.model_validate({"id": str(folder), **beside(folder, family, mode)})
-            made[family, mode] = load_model(resolve_model(config, base_dir=Path.cwd(), mode=mode), config)
-        return made[family, mode]
+            more = beside(folder, family, mode) | (beside(folder, family, "image-prompt") if reference else {})
+            config = ModelConfig.model_validate({"id": str(folder), **more})
+            made[key] = load_model(resolve_model(config, base_dir=Path.cwd(), mode=mode), config)
+        return made[key]
 
     return model
 
@@ -76,8 +84,13 @@ def a_draw(index: int, mode: Mode, **changes: object) -> Draw:
     return make_draw(index, mode=mode, **of_the_mode | changes)
 
 
-def inputs(index: int, mode: Mode, scale: int = 4) -> Conditions:
-    """Noise in each role that the mode has; equal indices are equal inputs. An upscaler's are 1 / ``scale`` of the image."""
+def inputs(index: int, mode: Mode, scale: int = 4, *, reference: int | None = None) -> Conditions:
+    """Noise in each role that the mode has; equal indices are equal inputs. An upscaler's are 1 / ``scale`` of the image.
+
+    ``reference`` is the index of one beside them.
+    """
+    if reference is not None:
+        return replace(inputs(index, mode, scale), reference_HWC=inputs(reference, "image-prompt").reference_HWC)
     rng, side = np.random.default_rng(index), 32 // scale if mode == "super-resolution" else 32
     made = {role: rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for role in INPUTS[mode]}
     mask = made.pop("mask", None)
@@ -112,6 +125,39 @@ def test_an_image_depends_on_its_inputs_and_on_no_neighbour_and_no_slot(loaded: 
 def test_guidance_may_be_for_some_of_the_steps(loaded: Loaded, family: str, mode: Mode) -> None:
     model, fixed = loaded(family, mode), {"strength": 1.0} if mode in STRENGTH else {}
     check_guidance_interval(model, lambda **changes: images(model, mode, (0, 0), (1, 1), (2, 2), **fixed, **changes))
+
+
+@pytest.mark.parametrize(("family", "mode"), WITH_REFERENCE)
+def test_an_image_may_be_a_prompt_beside_the_inputs_of_a_mode(loaded: Loaded, family: str, mode: Mode) -> None:
+    model = loaded(family, mode, reference=True)
+
+    def made(*triples: tuple[int, int, int], scale: float = 1.0) -> np.ndarray:
+        """Images of (draw, inputs, reference)."""
+        draws = [a_draw(draw, mode, reference_scale=scale) for draw, *_ in triples]
+        return model.generate(draws, [inputs(index, mode, reference=reference) for _, index, reference in triples]).images_NHWC
+
+    first, second = made((0, 0, 0), (1, 1, 1), (2, 2, 2)), made((1, 1, 1), (5, 6, 7), (7, 8, 9))
+    assert np.array_equal(first[1], second[0])
+    one, other_input, other_reference = made((1, 1, 1), (1, 3, 1), (1, 1, 3))
+    assert not np.array_equal(one, other_input)
+    assert not np.array_equal(one, other_reference)
+    unseen = made((1, 1, 1), (1, 1, 3), scale=0.0)
+    assert np.array_equal(unseen[0], unseen[1])
+    assert np.array_equal(unseen, images(loaded(family, mode), mode, (1, 1), (1, 1)))
+
+
+def test_every_pipeline_that_takes_a_reference_is_tested_here(loaded: Loaded) -> None:
+    names = {loaded(family, mode, reference=True)._pipe.__class__.__name__ for family, mode in WITH_REFERENCE}  # type: ignore[attr-defined]
+    names |= {loaded(family, mode)._pipe.__class__.__name__ for family, mode in ROWS if mode == "image-prompt"}  # type: ignore[attr-defined]
+    assert names == modes.TAKES_REFERENCES
+
+
+@pytest.mark.parametrize(
+    ("family", "mode", "name"), [("sd-t2i", "control", "StableDiffusionAdapterPipeline"), ("lcm", "image-to-image", "Latent")]
+)
+def test_a_pipeline_that_takes_no_reference_is_refused(loaded: Loaded, family: str, mode: Mode, name: str) -> None:
+    with pytest.raises(ModelError, match=rf"model.ip_adapter: {family} \({name}.*\) takes none for sampling.mode {mode}; take it out"):
+        loaded(family, mode, reference=True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
