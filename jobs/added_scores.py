@@ -12,12 +12,14 @@ from schemas import layout
 from schemas.records import Marker
 
 
+def scores_schema() -> pa.Schema:
+    """Columns of a file; its metadata tells the scorer's version, and the sha256 of the shard's images."""
+    return pa.schema([("sample_id", pa.string()), ("score", pa.float32()), ("truncated", pa.bool_())])
+
+
 def write_scores(store: Store, marker: Marker, scorer: str, version: str, found: Mapping[str, tuple[float, bool | None]]) -> None:
     """Publish the scores of a shard's images, by sample id: (score, whether the prompt's end was not seen)."""
-    schema = pa.schema(
-        [("sample_id", pa.string()), ("score", pa.float32()), ("truncated", pa.bool_())],
-        {"images_sha256": marker.images_sha256, "version": version},
-    )
+    schema = scores_schema().with_metadata({"images_sha256": marker.images_sha256, "version": version})
     rows = [{"sample_id": sample_id, "score": score, "truncated": cut} for sample_id, (score, cut) in found.items()]
     store.put(layout.scores_file(marker.shard_id, scorer), parquet_bytes(pa.Table.from_pylist(rows, schema), compression="zstd"))
 

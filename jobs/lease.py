@@ -97,6 +97,12 @@ def hold(store: Store, stop: threading.Event, on_message: Callable[[str], None] 
             lease.end(thread)
 
 
+def held(store: Store) -> bool:
+    """Whether a driver may be at work on the run folder; one that died on this machine is not, one elsewhere is not waited for."""
+    old = _read(store)
+    return old is not None and not _died_here(old)
+
+
 def _take(store: Store, on_message: Callable[[str], None]) -> Holder:
     mine = _here()
     while True:
@@ -119,10 +125,9 @@ def _read(store: Store) -> bytes | None:
 
 
 def _is_dead(store: Store, old: bytes, on_message: Callable[[str], None]) -> bool:
-    holder = _parse(old)
-    machine = _machine()
-    if holder is not None and machine and holder.machine == machine:
-        return _started(holder.pid) != holder.started
+    looked_up = _died_here(old)
+    if looked_up is not None:
+        return looked_up
     on_message(f"{_describe(old)} was at work here; looking for {SILENT_SECONDS:.0f} s whether it still is")
     began = time.monotonic()
     while time.monotonic() - began < SILENT_SECONDS:
@@ -130,6 +135,14 @@ def _is_dead(store: Store, old: bytes, on_message: Callable[[str], None]) -> boo
         if (now := _read(store)) != old:
             return now is None  # given back; else renewed
     return True
+
+
+def _died_here(old: bytes) -> bool | None:
+    """Whether the holder's process on this machine has ended; None for one elsewhere."""
+    holder, machine = _parse(old), _machine()
+    if holder is None or not machine or holder.machine != machine:
+        return None
+    return _started(holder.pid) != holder.started
 
 
 def _parse(data: bytes) -> Holder | None:

@@ -15,6 +15,7 @@ from jobs.judged import read_judged
 from jobs.run_dir import RunDir
 from jobs.verify_embeddings import embedding_problems
 from jobs.verify_rows import AGAIN, Problem, Remake, named, regenerated, spread
+from jobs.verify_scores import score_problems
 from jobs.verify_shard import check_shard
 from schemas import layout
 from schemas.errors import RunFolderError
@@ -67,7 +68,7 @@ def verify(
     """
     index = run_dir.plan
     names = {folder: run_dir.store.list(folder) for folder in FILE_OF}  # before the markers: a shard may be committed meanwhile
-    features = run_dir.store.list(layout.EMBEDDINGS)
+    features, scores = run_dir.store.list(layout.EMBEDDINGS), run_dir.store.list(layout.SCORES)
     tally = _Tally()
     markers = list(_usable_markers(run_dir, index, tally))
     with ThreadPoolExecutor(thread_name_prefix="verify") as pool:
@@ -83,6 +84,7 @@ def verify(
     tally.problems += _damaged_inputs(run_dir)
     tally.problems += _damaged_verdicts(run_dir)
     tally.problems += embedding_problems(run_dir, features, markers, on_count=on_count)
+    tally.problems += score_problems(run_dir, scores, markers, on_count=on_count)
     again = 0
     if regenerate and remake:
         picked = list(spread(run_dir, markers, regenerate))

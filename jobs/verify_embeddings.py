@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jobs.embeddings import Encoder, file_of, read_encoder
+from jobs.lease import held
 from jobs.run_dir import RunDir
+from jobs.verify_kept import read_kept
 from jobs.verify_rows import Problem
 from schemas import layout
 from schemas.errors import RunFolderError
@@ -28,7 +28,7 @@ def embedding_problems(
     run_dir: RunDir, names: Sequence[str], markers: Sequence[Marker], *, on_count: Callable[[str, int, int], None]
 ) -> Iterator[Problem]:
     """What is wrong with the files ``names``, which were listed before the markers were read."""
-    done, busy = {marker.shard_id for marker in markers}, layout.LEASE in run_dir.store.top_level()
+    done, busy = {marker.shard_id for marker in markers}, held(run_dir.store)
     try:
         encoder = read_encoder(run_dir.store)
     except RunFolderError:
@@ -58,24 +58,10 @@ def embedding_problems(
 
 def _wrong(run_dir: RunDir, name: str, marker: Marker, encoder: Encoder) -> str | None:
     """The first thing that is wrong with a file of features."""
-    try:
-        table = pq.read_table(pa.BufferReader(run_dir.store.get(name)), page_checksum_verification=True, use_threads=False)
-        planned = [draw.sample_id for draw in run_dir.read_shard(marker.shard_id).draws]
-    except FileNotFoundError:
-        return None  # cleared away meanwhile
-    except RunFolderError:
-        return None  # of the plan, which is told with the shard
-    except (OSError, pa.ArrowException) as error:
-        return f"is not readable Parquet: {str(error).splitlines()[0]}"
-    if not table.schema.equals(embeddings_schema()):
-        return f"has the columns {', '.join(f'{field.name} {field.type}' for field in table.schema)}"
-    images = marker.draws - marker.failed
-    if table.num_rows != images:
-        return f"has {table.num_rows} rows, the shard {images} images"
+    table = read_kept(run_dir, name, marker, embeddings_schema(), ordered=True)
+    if table is None or isinstance(table, str):
+        return table
     sample_ids = table["sample_id"].to_pylist()
-    known = set(sample_ids)
-    if sample_ids != [sample_id for sample_id in planned if sample_id in known]:
-        return "its sample ids are not those of the shard, in their order"
     features = table["embedding"].combine_chunks()
     lengths = np.diff(features.offsets.to_numpy())
     if len(lengths) and (lengths != encoder.dimensions).any():

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from jobs import rescore as module
+from jobs.added_scores import read_scores, write_scores
 from jobs.filter import filter_run
+from jobs.judged import added_scorers
 from jobs.query import query
 from jobs.rescore import rescore
 from jobs.run import run as run_verb
@@ -93,6 +95,44 @@ def test_shards_that_come_later_have_null_until_they_are_rescored(tmp_path: Path
     assert rescore(run.store.root, AGAIN).images >= 8
     assert rows(run, missing) == [{"n": 0}]
     assert rows(run, "select count(*)::int n from metadata where again_score is distinct from bright_score") == [{"n": 0}]
+
+
+def test_verify_looks_at_added_scores(run: RunDir) -> None:
+    rescore(run.store.root, AGAIN)
+    mend = "run 'promptmill rescore' with that scorer again, it makes them"
+
+    def problems() -> dict[str, str]:
+        return {problem.file: f"{problem.what}; {problem.remedy}" for problem in verify(run).problems}
+
+    marker, name = run.markers()[1], layout.scores_file(1, "again")
+    version, data = added_scorers(run.store)["again"], run.store.get(name)
+    scores = read_scores(run.store, marker, "again", version)
+    assert scores is not None
+    for spoiled in (data[:-9], b""):
+        run.store.put(name, spoiled)
+        assert problems()[name].startswith("is not readable Parquet: ")
+    others = list(scores)[1:]
+    for changed, what in (
+        ({one: scores[one] for one in others}, f"has {len(others)} rows, the shard {len(scores)} images"),
+        ({one: scores[one] for one in others} | {"0" * 20: (0.5, None)}, "its sample ids are not those of the shard"),
+    ):
+        write_scores(run.store, marker, "again", version, changed)
+        assert problems() == {name: f"{what}; {mend}"}
+    write_scores(run.store, marker, "again", "another@1", scores)
+    assert problems() == {name: f"is of other images, or of another version of the scorer; {mend}"}
+    run.store.put(name, data)
+    run.store.put(layout.scores_file(0, "later"), data)
+    assert problems() == {}, "a rescore that was stopped goes on with it"
+    strays = {
+        layout.scores_file(77, "again"): "belongs to no committed shard; delete it",
+        "scores/x": "is no file of a run; move it elsewhere",
+    }
+    for stray in strays:
+        run.store.put(stray, data)
+    run.store.delete(name)
+    assert problems() == {layout.SCORES: f"1 of 3 shards have no again scores, the first is 1; {mend}", **strays}
+    run.store.put(layout.LEASE, b"{}")
+    assert problems() == strays, "somebody is at work: it may be made now"
 
 
 @pytest.mark.parametrize(

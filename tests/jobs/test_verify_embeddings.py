@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.embeddings import Encoder, file_of, write_encoder, write_features
+from jobs.lease import hold
 from jobs.run_dir import RunDir
 from jobs.verify import verify
 from schemas import layout
@@ -114,6 +116,11 @@ def test_files_that_fit_no_shard_no_image_or_no_run_are_named_and_missing_ones_c
     }
     run.store.put(layout.LEASE, b"{}")
     assert set(problems(run)) == set(stray[:2]), "somebody is at work: what does not fit yet may be its own"
+    with hold(run.store, threading.Event()):
+        assert set(problems(run)) == set(stray[:2])
+        here = json.loads(run.store.get(layout.LEASE))
+    run.store.put(layout.LEASE, json.dumps(here | {"started": "0"}).encode())
+    assert len(problems(run)) == 4, "whoever was at work has died on this machine"
 
 
 def test_a_damaged_index_is_told_and_features_without_one_are_those_of_an_embed_that_goes_on(run: RunDir) -> None:
