@@ -357,7 +357,8 @@ def export(run: str | Path, target: str | Path, form: str, shard_mb: int, **opti
 @click.argument("name")
 @click.option("--public", is_flag=True, help="Everybody may see it. A new dataset is private otherwise.")
 @click.option("--replace", is_flag=True, help="Take away what a dataset of that name holds; its history on the hub keeps it.")
-def push(folder: Path, name: str, public: bool, replace: bool) -> None:
+@click.option("--revision", metavar="BRANCH", help="A branch instead of main; made from main if it is not there.")
+def push(folder: Path, name: str, **options: Any) -> None:
     """Send an exported FOLDER to the Hugging Face hub as the dataset NAME. The same command goes on where it stopped.
 
     The token is HF_TOKEN, or that of 'hf auth login'.
@@ -368,7 +369,7 @@ def push(folder: Path, name: str, public: bool, replace: bool) -> None:
     from jobs.push import push as send
 
     with display(_stderr()) as shown:
-        done = send(folder, name, public=public, replace=replace, on_message=shown.message, on_count=shown.count)
+        done = send(folder, name, **options, on_message=shown.message, on_count=shown.count)
     changed = f"{done.sent:,} sent" + (f", {done.removed:,} removed" if done.removed else "")
     seen = "private" if done.private else "public"
     click.echo(f"{done.url}: {done.files:,} files, {done.num_bytes:,} bytes, {changed}; {seen}")

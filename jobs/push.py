@@ -13,19 +13,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, constants, get_token
 from huggingface_hub.errors import HFValidationError, HTTPError  # pyright: ignore[reportPrivateImportUsage]  # of the HTTP client
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import disable_progress_bars, parse_ratelimit_headers
 
 from schemas.errors import ExportError
 
 CARD = "README.md"
 HUBS_OWN = {".gitattributes"}  # written by the hub when a dataset is made
-FILES_PER_COMMIT, BYTES_PER_COMMIT = 100, 5_000_000_000
+FILES_PER_COMMIT, BYTES_PER_COMMIT = 100, 5_000_000_000  # as https://huggingface.co/docs/hub/storage-limits recommends
+MOST_FILES_PER_COMMIT = 1000
+COMMITS_PER_PUSH = 100  # of many small files; the hub takes 128 an hour (https://github.com/huggingface/huggingface_hub/issues/2587)
 MOST_FILES_OF_A_FOLDER = 10_000  # https://huggingface.co/docs/hub/storage-limits
+LONG_SECONDS = 30  # a wait that is told
 TRIES = 5  # in a row without a commit between them
 PASSING = (408, 429, 500, 502, 503, 504)
 T = TypeVar("T")
@@ -60,13 +64,15 @@ def push(
     *,
     public: bool = False,
     replace: bool = False,
+    revision: str | None = None,
     on_message: Callable[[str], None] = lambda text: None,
     on_count: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Pushed:
     """Make the dataset ``name`` of the hub, ``OWNER/NAME`` or a name of your own, equal to the export in ``folder``.
 
     A new dataset is private unless ``public``. One that holds anything else is refused unless ``replace``; the hub then keeps what
-    was there in its history. ``on_count(what, done, total)`` is told the progress. Raises ExportError, and has then sent whole files only.
+    was there in its history. ``revision`` is a branch, made from main if there is none of that name. ``on_count(what, done, total)`` is
+    told the progress. Raises ExportError, and has then sent whole files only.
     """
     files = _files(Path(folder))
     api = _api()
@@ -74,7 +80,9 @@ def push(
         again = _Again(on_message)
         again(lambda: _check_card(Path(folder, CARD)))
         repo = again(lambda: api.create_repo(name, repo_type="dataset", private=not public, exist_ok=True))
-        sender = _Sender(api, repo.repo_id, files)
+        if revision:
+            again(lambda: api.create_branch(repo.repo_id, branch=revision, repo_type="dataset", exist_ok=True))
+        sender = _Sender(api, repo.repo_id, files, revision)
 
         def send() -> _There:
             there = sender.look()
@@ -83,7 +91,7 @@ def push(
 
         there = again(send)
     return Pushed(
-        url=str(repo),
+        url=f"{repo}/tree/{quote(revision, safe='')}" if revision else str(repo),
         private=there.private,
         files=len(files),
         num_bytes=sum(path.stat().st_size for path in files.values()),
@@ -95,14 +103,14 @@ def push(
 class _Sender:
     """Compares files with those of the hub, and sends what differs."""
 
-    def __init__(self, api: HfApi, repo_id: str, files: Mapping[str, Path]) -> None:
-        self._api, self._repo_id, self._files = api, repo_id, files
+    def __init__(self, api: HfApi, repo_id: str, files: Mapping[str, Path], revision: str | None) -> None:
+        self._api, self._repo_id, self._files, self._revision = api, repo_id, files, revision
         self._digests: dict[tuple[str, bool], str] = {}
         self.sent = self.removed = 0
 
     def look(self) -> _There:
         """The dataset as it is now."""
-        info = self._api.dataset_info(self._repo_id)
+        info = self._api.dataset_info(self._repo_id, revision=self._revision)
         tree = self._api.list_repo_tree(self._repo_id, recursive=True, revision=info.sha, repo_type="dataset")
         files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile) and entry.path not in HUBS_OWN}
         return _There(commit=info.sha or "", private=bool(info.private), files=files)
@@ -128,7 +136,12 @@ class _Sender:
             ]
             message = f"promptmill push: {'the card' if CARD in batch or not batch else f'{len(batch)} files'}"
             made = self._api.create_commit(
-                self._repo_id, operations, commit_message=message, repo_type="dataset", parent_commit=commit or None
+                self._repo_id,
+                operations,
+                commit_message=message,
+                repo_type="dataset",
+                revision=self._revision,
+                parent_commit=commit or None,
             )
             commit, done = made.oid, done + len(batch)
             self.sent, self.removed = self.sent + len(batch), self.removed + len(deletions)
@@ -137,11 +150,12 @@ class _Sender:
         return there
 
     def _batches(self, paths: Sequence[str]) -> Iterator[list[str]]:
+        most = min(max(FILES_PER_COMMIT, -(-len(paths) // COMMITS_PER_PUSH)), MOST_FILES_PER_COMMIT)
         batch: list[str] = []
         num_bytes = 0
         for path in paths:
             size = self._files[path].stat().st_size
-            if batch and (len(batch) == FILES_PER_COMMIT or num_bytes + size > BYTES_PER_COMMIT):
+            if batch and (len(batch) == most or num_bytes + size > BYTES_PER_COMMIT):
                 yield batch
                 batch, num_bytes = [], 0
             batch.append(path)
@@ -163,7 +177,7 @@ class _Sender:
 
 
 class _Again:
-    """Calls that fail for a passing reason are made again, after 1, 2, 4 and 8 seconds."""
+    """Calls that fail for a passing reason are made again, after 1, 2, 4 and 8 seconds, or when the hub says that it takes more."""
 
     def __init__(self, on_message: Callable[[str], None]) -> None:
         self._on_message, self._failed = on_message, 0
@@ -181,8 +195,9 @@ class _Again:
                 self._failed += 1
                 if self._failed == TRIES or not _passes(error):
                     raise
-                self._on_message(f"the hub: {_what(error)}; trying again")
-                time.sleep(2 ** (self._failed - 1))
+                seconds = _asked_to_wait(error) or 2 ** (self._failed - 1)
+                self._on_message(f"the hub: {_what(error)}; trying again" + (f" in {seconds:,} s" if seconds > LONG_SECONDS else ""))
+                time.sleep(seconds)
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -271,6 +286,13 @@ def _what(error: BaseException) -> str:
 
 def _passes(error: BaseException) -> bool:
     return isinstance(_cause(error), HTTPError) and (_status(error) or 503) in PASSING
+
+
+def _asked_to_wait(error: BaseException) -> int | None:
+    """Seconds until the hub takes requests again, if it says so."""
+    headers = getattr(getattr(_cause(error), "response", None), "headers", {})
+    limit = parse_ratelimit_headers(headers)
+    return limit.reset_in_seconds + 1 if limit and _status(error) == 429 else None
 
 
 def _status(error: BaseException) -> int | None:

@@ -28,10 +28,16 @@ class Repo:
     private: bool
     files: dict[str, bytes] = field(default_factory=lambda: {".gitattributes": b"*.parquet filter=lfs\n"})
     commits: list[str] = field(default_factory=lambda: ["initial commit"])
+    branches: dict[str, "Repo"] = field(default_factory=dict)  # beside main
 
     @property
     def sha(self) -> str:
         return hashlib.sha1("\n".join(self.commits).encode()).hexdigest()
+
+    def at(self, revision: str) -> "Repo":
+        """main, or a branch, by name or commit."""
+        named = {"main": self, self.sha: self} | {branch.sha: branch for branch in self.branches.values()} | self.branches
+        return named[revision]
 
 
 class HubServer(ThreadingHTTPServer):
@@ -91,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
         data = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
+        if status == 429:
+            self.send_header("RateLimit", '"api";r=0;t=1')
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -113,13 +121,18 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             return self._create(json.loads(body))
         if found := re.fullmatch(r"/(?:api/)?datasets/([\w-]+/[\w-]+?)(?:\.git/info/lfs/objects/batch|/(\w+)/(\w+))?", path):
-            name, verb = found[1], found[2]
+            name, verb, revision = found[1], found[2], found[3]
             if name not in self.server.repos:
                 return 404, {"error": "Repository not found"}
-            if verb is None and method == "GET":
-                repo = self.server.repos[name]
+            if verb == "branch":
+                return self._branch(name, revision)
+            try:
+                repo = self.server.repos[name].at(revision or "main")
+            except KeyError:
+                return 404, {"error": "Invalid rev id"}
+            if verb in (None, "revision") and method == "GET":
                 return 200, {"id": name, "sha": repo.sha, "private": repo.private}
-            return {"tree": self._tree, "preupload": self._preupload, "commit": self._commit, None: self._batch}[verb](name, body)
+            return {"tree": self._tree, "preupload": self._preupload, "commit": self._commit, None: self._batch}[verb](name, repo, body)
         return 404, {"error": f"no such path: {path}"}
 
     def _create(self, wanted: dict[str, Any]) -> tuple[int, Any]:
@@ -132,15 +145,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.repos[name] = Repo(private=wanted.get("visibility") == "private" or bool(wanted.get("private")))
         return 200, url
 
-    def _batch(self, name: str, body: bytes) -> tuple[int, Any]:
+    def _branch(self, name: str, branch: str) -> tuple[int, Any]:
+        repo = self.server.repos[name]
+        if branch in repo.branches:
+            return 409, {"error": "Reference already exists"}
+        repo.branches[branch] = Repo(private=repo.private, files=dict(repo.files), commits=list(repo.commits))
+        return 200, {}
+
+    def _batch(self, name: str, repo: Repo, body: bytes) -> tuple[int, Any]:
         objects = [{"oid": one["oid"], "size": one["size"]} for one in json.loads(body)["objects"]]
         for one in objects:
             if one["oid"] not in self.server.objects:
                 one["actions"] = {"upload": {"href": f"{self.server.url}/objects/{one['oid']}"}}
         return 200, {"transfer": "basic", "objects": objects}
 
-    def _commit(self, name: str, body: bytes) -> tuple[int, Any]:
-        repo = self.server.repos[name]
+    def _commit(self, name: str, repo: Repo, body: bytes) -> tuple[int, Any]:
         files, title = dict(repo.files), ""
         for line in map(json.loads, body.splitlines()):
             kind, value = line["key"], line["value"]
@@ -158,16 +177,16 @@ class _Handler(BaseHTTPRequestHandler):
         repo.commits.append(f"{title}: {len(repo.commits)}")
         return 200, {"success": True, "commitOid": repo.sha, "commitUrl": f"{self.server.url}/datasets/{name}/commit/{repo.sha}"}
 
-    def _tree(self, name: str, body: bytes) -> tuple[int, Any]:
+    def _tree(self, name: str, repo: Repo, body: bytes) -> tuple[int, Any]:
         entries: list[dict[str, Any]] = [{"type": "directory", "path": "data", "oid": "0" * 40}]
-        for path, data in self.server.repos[name].files.items():
+        for path, data in repo.files.items():
             entry = {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()}
             if path.endswith(LARGE):
                 entry |= {"oid": "1" * 40, "lfs": {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}}
             entries.append(entry)
         return 200, entries
 
-    def _preupload(self, name: str, body: bytes) -> tuple[int, Any]:
+    def _preupload(self, name: str, repo: Repo, body: bytes) -> tuple[int, Any]:
         asked = json.loads(body)["files"]
         mode = {True: "lfs", False: "regular"}
         return 200, {

@@ -1,9 +1,14 @@
 """A linear or multi-layer head over CLIP's image features, from a file of the user's: aesthetics, nudity, whatever it was trained for.
 
-Reads the layers of LAION's predictors (https://github.com/christophschuhmann/improved-aesthetic-predictor and
-https://github.com/LAION-AI/CLIP-based-NSFW-Detector, saved as safetensors): matrices and biases in the order of their numbers, features
-of length 1 as input, from which ``norm.mean`` is taken, over the root of ``norm.variance``, if there are such. Between the layers there
-is nothing, unless the file's metadata says ``activation: relu``, and nothing after them, unless it says ``output: sigmoid``.
+Reads the layers of LAION's predictors, saved as safetensors: matrices and biases in the order of their numbers, features of length 1
+as input, from which ``norm.mean`` is taken, over the root of ``norm.variance``, if there are such. What is not a weight, the file's
+metadata tell: ``activation: relu`` stands for one between any two layers, ``sequential`` for one between those whose numbers are not
+neighbours (a torch Sequential counts its activations and dropouts too), and ``output: sigmoid`` for one at the end.
+
+Of https://github.com/LAION-AI/CLIP-based-NSFW-Detector (``src/models.py``) the heads of ViT-B-32 and ViT-L-14 are ``norm.mean``,
+``norm.variance``, ``linear_1`` to ``linear_3`` or ``4``, with ReLUs and a sigmoid; that of ViT-H-14 is ``layers.0``, ``3`` and so on to
+``15`` and ``16``, with nothing between the last two and no sigmoid. Those of
+https://github.com/christophschuhmann/improved-aesthetic-predictor are ``layers.0``, ``2``, ``4``, ``6``, ``7`` with dropouts alone.
 """
 
 import re
@@ -17,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from pipeline.scorers.clip import ClipScorer
 from pipeline.scorers.resolve import ScorerCard
 from schemas.errors import ModelError
+
+KNOWN = {"activation": ("relu", "sequential"), "output": ("sigmoid",)}  # metadata of a head
 
 
 class AestheticScorer:
@@ -45,15 +52,15 @@ class _Head:
     layers: list[tuple[torch.Tensor, torch.Tensor]]
     mean: torch.Tensor
     variance: torch.Tensor
-    relu: bool
+    relu_after: frozenset[int]
     sigmoid: bool
 
     def __call__(self, features_ND: torch.Tensor) -> torch.Tensor:
         device = features_ND.device
-        hidden = (features_ND - self.mean.to(device)) / self.variance.to(device).sqrt()
+        hidden = (features_ND - self.mean.to(device)) / (self.variance.to(device).sqrt() + 1e-10)
         for at, (weight, bias) in enumerate(self.layers):
             hidden = torch.nn.functional.linear(hidden, weight.to(device), bias.to(device))
-            if self.relu and at < len(self.layers) - 1:
+            if at in self.relu_after:
                 hidden = hidden.relu()
         return hidden[:, 0].sigmoid() if self.sigmoid else hidden[:, 0]
 
@@ -73,9 +80,14 @@ def _load(card: ScorerCard) -> _Head:
     unknown = sorted(set(tensors) - set(names) - {name.removesuffix("weight") + "bias" for name in names})
     if unknown:
         raise ModelError(f"scorers.{card.name}: {card.head} holds {unknown[0]}, no part of a linear layer; such heads are not read")
-    return _Head(
-        layers=layers, mean=mean, variance=variance, relu=said.get("activation") == "relu", sigmoid=said.get("output") == "sigmoid"
-    )
+    for key, known in KNOWN.items():
+        if said.get(key) not in (None, *known):
+            raise ModelError(f"scorers.{card.name}: {card.head} says {key}: {said[key]!r}; known is {', '.join(known)}, or nothing")
+    between = range(len(layers) - 1)
+    last = [_numbers(name)[-1:] or [0] for name in names]
+    apart = {at for at in between if last[at + 1][0] - last[at][0] > 1}
+    relu_after = {None: (), "relu": between, "sequential": apart}[said.get("activation")]
+    return _Head(layers=layers, mean=mean, variance=variance, relu_after=frozenset(relu_after), sigmoid="output" in said)
 
 
 def _numbers(name: str) -> list[int]:

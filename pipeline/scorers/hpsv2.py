@@ -1,8 +1,11 @@
 """HPSv2: which image of a prompt people prefer, by open_clip's ViT-H-14 with weights that were trained on their choices
 (Wu et al. 2023, arXiv 2306.09341).
 
-The plain cosine, as the package hpsv2 gives it (https://github.com/tgxs002/HPSv2); tables print it times 100. Images are fitted into
-the square, not cropped, as there. Meant to rank images of one prompt.
+The plain cosine, as the package hpsv2 gives it (https://github.com/tgxs002/HPSv2, ``hpsv2/img_score.py``); tables print it times 100.
+Images are fitted into the square, not cropped, as there. Meant to rank images of one prompt.
+
+There: open_clip's ViT-H-14 without QuickGELU, its tokenizer, the mean and deviation of OpenAI's images, weights under ``state_dict`` of
+HPS_v2_compressed.pt (2.0) or HPS_v2.1_compressed.pt (2.1) from xswu/HPSv2, in half precision; here in single.
 """
 
 import pickle

@@ -1,6 +1,10 @@
 """PickScore: which image of a prompt people prefer, by a CLIP that was trained on their choices (Kirstain et al. 2023, arXiv 2305.01569).
 
 The model's temperature times the cosine (equation 1 there): some 20 for good images. Meant to rank images of one prompt.
+
+As in the example of https://github.com/yuvalkirstain/PickScore: a CLIPModel, texts cut at 77 tokens, features of length 1,
+``logit_scale.exp()``. There the processor is that of laion/CLIP-ViT-H-14-laion2B-s32B-b79K, from which the model was trained; here it is
+the one in the model's folder. A prompt is encoded alone, so it needs no padding.
 """
 
 from collections.abc import Sequence

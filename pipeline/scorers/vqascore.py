@@ -2,6 +2,11 @@
 (Lin et al. 2024, arXiv 2404.01291, equation 1).
 
 The next token's probability over the whole vocabulary. The question is the paper's; a chat model is asked by its own template.
+
+https://github.com/linzhiqiu/t2v_metrics is the authors' code. It takes the same probability from the model of the paper, CLIP-FlanT5
+(``clip_t5_model.py``), a network of its own that is no transformers model and is not read here, and from Qwen's
+(``qwen2vl_model.py``), which it asks ``Does this image show "..."?``, in logits after the repetition penalty of their generation
+settings. Here logits are taken before it, and every model is asked the paper's question: compare scores of one model only.
 """
 
 from collections.abc import Sequence

@@ -18,6 +18,9 @@ from tests.hub_server import HOLD, READ_ONLY, TOKEN, HubServer, Repo, serving
 from tests.runs import finished_run
 
 PUSH = "import jobs.push; jobs.push.FILES_PER_COMMIT, jobs.push.TRIES = 3, 3; from jobs.cli import main; main()"
+FEW_COMMITS = PUSH.replace("FILES_PER_COMMIT,", "FILES_PER_COMMIT, jobs.push.COMMITS_PER_PUSH, jobs.push.LONG_SECONDS,").replace(
+    "3, 3", "3, 2, 1, 3"
+)
 COMMIT = r"POST /api/datasets/.*/commit/"
 
 
@@ -36,10 +39,10 @@ def hub() -> Iterator[HubServer]:
         yield server
 
 
-def start(hub: HubServer, folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+def start(hub: HubServer, folder: Path, *arguments: str, program: str = PUSH, **environment: str) -> subprocess.Popen[str]:
     """The command with 3 files to a commit and 3 tries."""
     settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": "/nowhere"}
-    command = [sys.executable, "-c", PUSH, "push", str(folder), *arguments]
+    command = [sys.executable, "-c", program, "push", str(folder), *arguments]
     return subprocess.Popen(
         command, env=os.environ | settings | environment, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -157,6 +160,22 @@ def test_a_dataset_of_that_name_is_left_alone_unless_it_is_to_be_replaced(hub: H
     status, output = finish(start(hub, folder, "set", "--replace"))
     assert (status, "2 removed" in output) == (0, True), output
     assert on_the_hub(hub) == contents(folder)
+
+
+def test_a_branch_is_made_and_pushed_to_in_few_commits_and_the_hub_is_waited_for_when_it_says_so(hub: HubServer, folder: Path) -> None:
+    hub.faults = {COMMIT: [429]}
+    status, output = finish(start(hub, folder, "set", "--revision", "v2", program=FEW_COMMITS))
+    assert status == 0, output
+    assert f"{hub.url}/datasets/me/set/tree/v2: {len(contents(folder))} files" in output
+    assert "too many requests (as the test wanted it); trying again in 2 s" in output
+    repo = hub.repos["me/set"]
+    branch = repo.branches["v2"]
+    assert on_the_hub(hub) == {}, "main stays as it is"
+    assert {path: data for path, data in branch.files.items() if path != ".gitattributes"} == contents(folder)
+    assert len(contents(folder)) > 7
+    assert len(branch.commits) == 4, "the first, two of files, the card's"
+    status, output = finish(start(hub, folder, "set", "--revision", "v2"))
+    assert (status, "0 sent" in output) == (0, True), output
 
 
 def test_a_public_dataset_is_added_to_only_when_that_is_said(hub: HubServer, folder: Path) -> None:

@@ -44,6 +44,29 @@ def test_the_score_is_the_product_of_features_and_layers(clip_folder: Path, tmp_
     np.testing.assert_allclose(scorer.score(IMAGES, [""] * 4), hidden[:, 0].numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("activation", "output"), [("sequential", "sigmoid"), ("sequential", None), ("gelu", None), ("relu", "softmax")])
+def test_what_a_sequential_network_has_between_its_layers_is_told_by_their_numbers(
+    clip_folder: Path, tmp_path: Path, activation: str, output: str | None
+) -> None:
+    torch.manual_seed(0)
+    linear, relu, dropout = torch.nn.Linear, torch.nn.ReLU, torch.nn.Dropout
+    network = torch.nn.Sequential(linear(WIDTH, 8), relu(), dropout(0.2), linear(8, 8), relu(), linear(8, 4), linear(4, 1)).eval()
+    tensors = {f"layers.{name}": tensor for name, tensor in network.state_dict().items()}
+    save_file(tensors, tmp_path / "head.safetensors", metadata={"activation": activation} | ({"output": output} if output else {}))
+    if activation == "gelu" or output == "softmax":
+        with pytest.raises(
+            ModelError, match=r"says activation: 'gelu'; known is relu, sequential|says output: 'softmax'; known is sigmoid"
+        ):
+            load_scorer(card(clip_folder, tmp_path / "head.safetensors"))
+        return
+    clip = ClipScorer(resolve_scorer("clip", ScorerConfig(model=str(clip_folder)), base_dir=Path.cwd()))
+    with torch.inference_mode():
+        expected = network(clip.images(IMAGES))[:, 0]
+        expected = expected.sigmoid() if output else expected
+    scorer = load_scorer(card(clip_folder, tmp_path / "head.safetensors"))
+    np.testing.assert_allclose(scorer.score(IMAGES, [""] * 4), expected.numpy(), rtol=1e-4, atol=1e-6)
+
+
 def test_a_head_that_does_not_fit_is_refused(clip_folder: Path, tmp_path: Path) -> None:
     for name, tensors in {
         "narrow": layers(12, 1),
