@@ -63,8 +63,10 @@ def filter_run(
 def judge_again(run: RunDir, lease: Lease | None = None) -> bool:
     """Judge shards that were made since ``promptmill filter``, by its rules; whether there were any. The run is held."""
     judged = read_judged(run.store)
+    if judged is None:
+        return False
     markers = run.markers()
-    if judged is None or (all(map(judged.covers, markers)) and len(markers) == len(judged.shards)):
+    if all(map(judged.covers, markers)) and len(markers) == len(judged.shards):
         return False
     publish(run, markers, FilterConfig.model_validate(judged.filter), added=judged.scorers, lease=lease)
     return True
@@ -78,7 +80,7 @@ def _judge(run: RunDir, rules: FilterConfig, *, lease: Lease | None) -> Change:
     if lease is None:
         rows = read_rows(run, markers, rules, added)
         after = _counts(rows, judge(rows, rules, [*run.job.scorers, *added], embedding=_embedding(run, markers, rows, rules)))
-    elif rules == run.job.config.filter and not added and not gains(markers):
+    elif rules == run.job.config.filter and not added and not gains(len(markers)):
         run.store.delete(layout.JUDGED_INDEX)
         remove_tables(run, keep=())
         run.log("judged", filter=None)

@@ -28,9 +28,9 @@ SHARDS_PER_TABLE = 1000
 pc: Any = pyarrow.compute  # its functions are made at import, where type checkers do not see them
 
 
-def gains(markers: Sequence[Marker]) -> bool:
+def gains(shards: int) -> bool:
     """Whether a run is read much faster from larger tables than from those of its shards."""
-    return len(markers) > SHARDS_PER_TABLE
+    return shards > SHARDS_PER_TABLE
 
 
 def gather(run: RunDir, lease: Lease | None = None) -> bool:
@@ -38,9 +38,12 @@ def gather(run: RunDir, lease: Lease | None = None) -> bool:
 
     What ``promptmill filter`` with other rules has judged stays. The run is held.
     """
-    markers, rules, judged = run.markers(), run.job.config.filter, read_judged(run.store)
-    if not gains(markers) or (judged and (FilterConfig.model_validate(judged.filter) != rules or judged.scorers)):
+    rules, judged = run.job.config.filter, read_judged(run.store)
+    if judged and (FilterConfig.model_validate(judged.filter) != rules or judged.scorers):
         return False
+    if not gains(len(run.store.list(layout.DONE))):
+        return False
+    markers = run.markers()
     if judged and all(map(judged.covers, markers)) and len(markers) == len(judged.shards):
         return False
     accepted, rejected = sum(marker.accepted for marker in markers), sum(marker.rejected for marker in markers)

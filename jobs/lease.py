@@ -72,16 +72,18 @@ class Lease:
                     self._stop.set()
                     return
                 self._holder = beaten
-                self._store.flush()
 
     def end(self, keeper: threading.Thread) -> None:
-        """Give the lease back, if it is still ours. The thread that keeps it must not be at the store while the interpreter ends."""
+        """Give the lease back, if it is still ours, once the logs are published. The threads that do that and that keep the lease
+        must not be at the store while the interpreter ends.
+        """
+        with suppress(RunFolderError):
+            self._store.flush()
         self._ended.set()
         keeper.join(timeout=END_SECONDS)
         with suppress(FileNotFoundError):
             if self._store.get(layout.LEASE) == self._holder.to_bytes():
                 self._store.delete(layout.LEASE)
-        self._store.flush()
 
 
 @contextmanager

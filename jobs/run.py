@@ -20,12 +20,12 @@ from jobs.lease import hold
 from jobs.prepare import Prepared
 from jobs.retry import reopen_failed
 from jobs.rounds import next_round
-from jobs.run_dir import RunDir
+from jobs.run_dir import RunDir, Settled
 from pipeline import plan
 from pipeline.worker import WorkOrder
 from schemas import layout
 from schemas.errors import ModelError
-from schemas.records import PlanIndex, ShardResult
+from schemas.records import PlanIndex, ShardResult, Status
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,6 +37,7 @@ class Tally:
 
     planned: int = 0
     before: int = 0
+    shards: int = 0
     accepted: int = 0
     rejected: int = 0
     failed: int = 0
@@ -60,6 +61,7 @@ class Tally:
     def add(self, result: ShardResult) -> None:
         """Count a committed shard."""
         self.last_result = time.monotonic()
+        self.shards += 1
         self.accepted += result.accepted
         self.rejected += result.rejected
         self.failed += result.failed
@@ -152,6 +154,7 @@ def run(
     )
     with hold(run_dir.store, stop, on_message) as lease:
         report = _run(run_dir, index, prepared, order, tally, retry_failed, stop, on_tally, on_message)
+        run_dir.store.flush()
         lease.check()
         if not report.stopped and gather(run_dir, lease):
             on_message("the metadata of the run's shards was gathered in larger tables, for queries")
@@ -177,7 +180,7 @@ def _run(
     if index is None:
         prepared = ask(run_dir, prepared, stop, on_message)
         if stop.is_set():
-            return _report(run_dir, PlanIndex(num_prompts=0, num_draws=0, prompts_sha256="", shards=()), tally, stopped=True)
+            return _report(run_dir, PlanIndex(num_prompts=0, num_draws=0, prompts_sha256="", shards=()), Settled(), tally, stopped=True)
         index = plan.write_plan(run_dir.store, prepared.open_prompts, prepared.expand, prepared.config.output.shard_size)
     found = run_dir.settle(index)
     problems = found.problems
@@ -213,7 +216,9 @@ def _run(
         tally.planned, tally.workers = index.num_draws, 0
         if stop.is_set():
             break
-    report = _report(run_dir, index, tally, stop.is_set())
+    if is_whole:
+        run_dir.clear_partial()
+    report = _report(run_dir, index, found, tally, stop.is_set())
     run_dir.log("drained" if report.stopped else "finish", **{k: v for k, v in asdict(report).items() if k not in ("root", "stages")})
     return report
 
@@ -288,10 +293,8 @@ def _executor(kind: str) -> Executor:
     return run_on_ray
 
 
-def _report(run_dir: RunDir, index: PlanIndex, tally: Tally, stopped: bool) -> RunReport:
-    counts = dict.fromkeys(("accepted", "rejected", "failed"), 0)
-    for _, marker in run_dir.each_marker():
-        counts = {name: count + (getattr(marker, name) if marker else 0) for name, count in counts.items()}
+def _report(run_dir: RunDir, index: PlanIndex, found: Settled, tally: Tally, stopped: bool) -> RunReport:
+    counts = _counts(run_dir, found, tally)
     return RunReport(
         root=run_dir.store.root,
         planned=index.num_draws,
@@ -307,3 +310,15 @@ def _report(run_dir: RunDir, index: PlanIndex, tally: Tally, stopped: bool) -> R
         peak_rss_bytes=tally.peak_rss_bytes,
         stages={stage: round(seconds, 2) for stage, seconds in tally.stages.items()},
     )
+
+
+def _counts(run_dir: RunDir, found: Settled, tally: Tally) -> dict[str, int]:
+    """Draws of the whole dataset by status: those found at the start and those whose results came back. If more shards are there, since
+    a worker died that had committed one, the markers are read.
+    """
+    if len(run_dir.store.list(layout.DONE)) == found.shards_done + tally.shards:
+        return {status.value: getattr(found, status) + getattr(tally, status) for status in Status}
+    counts: Counter[str] = Counter()
+    for _, marker in run_dir.each_marker():
+        counts.update({status: getattr(marker, status) if marker else 0 for status in Status})
+    return {status.value: counts[status] for status in Status}

@@ -1,9 +1,10 @@
 """A run folder: how it is started, taken up again, refused, and read. Needs neither torch nor Ray."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +17,7 @@ from schemas import layout
 from schemas.config import JobConfig
 from schemas.config_load import fingerprint, parse
 from schemas.errors import RunFolderError
-from schemas.records import Marker, PlanIndex, Shard
+from schemas.records import Marker, PlanIndex, Shard, Status
 from schemas.tables import SCHEMA_VERSION
 
 READERS = 16  # of commit markers, at a time
@@ -64,10 +65,17 @@ class JobRecord:
 class Settled:
     """What a run still has to make, what is done of it, and what was wrong with shards that are made again."""
 
-    todo: list[int]
-    shards_done: int
-    draws_done: int
-    problems: list[str]
+    todo: list[int] = field(default_factory=list)
+    shards_done: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    failed: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def draws_done(self) -> int:
+        """In the shards that are done."""
+        return self.accepted + self.rejected + self.failed
 
 
 class RunDir:
@@ -157,7 +165,7 @@ class RunDir:
         """The commit marker in a file, None if it is not one."""
         try:
             raw = json.loads(self.store.get(name))
-            marker = Marker(**{field.name: raw[field.name] for field in fields(Marker) if field.name in raw})
+            marker = Marker(**{each.name: raw[each.name] for each in fields(Marker) if each.name in raw})
         except (ValueError, KeyError, TypeError, FileNotFoundError):
             return None
         return marker if layout.shard_of(name) == marker.shard_id else None
@@ -170,13 +178,13 @@ class RunDir:
         """
         sizes = self.store.sizes(layout.METADATA) | self.store.sizes(layout.IMAGES)
         finished: set[int] = set()
-        draws_done = 0
+        draws: Counter[str] = Counter()
         problems: list[str] = []
         for name, marker in self.each_marker():
             problem = _problem(marker, index, sizes)
             if marker is not None and problem is None:
                 finished.add(marker.shard_id)
-                draws_done += marker.draws
+                draws.update({status: getattr(marker, status) for status in Status})
             else:
                 problems.append(f"{name}: {problem}")
                 self.store.delete(name)
@@ -184,8 +192,16 @@ class RunDir:
         for name in self.store.list(layout.PARTIAL):
             if layout.shard_of(name) in finished:
                 self.store.delete(name)
+        for name in self.store.list(layout.FAILED):
+            if layout.shard_of(name) not in finished:
+                self.store.delete(name)
         todo = [shard_id for shard_id in range(index.num_shards) if shard_id not in finished]
-        return Settled(todo=todo, shards_done=len(finished), draws_done=draws_done, problems=problems)
+        return Settled(todo=todo, shards_done=len(finished), problems=problems, **{status: draws[status] for status in Status})
+
+    def clear_partial(self) -> None:
+        """Remove what a lost worker put aside of shards, all of which are done now."""
+        for name in self.store.list(layout.PARTIAL):
+            self.store.delete(name)
 
     def log(self, event: str, **facts: object) -> None:
         """Add one line to the run's event log."""

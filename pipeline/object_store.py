@@ -4,17 +4,11 @@ Publishing an object is one PUT: it is there whole or not at all, so a client th
 nothing behind. Credentials, region and endpoint come from the environment (``AWS_ACCESS_KEY_ID``,
 ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``; ``GOOGLE_APPLICATION_CREDENTIALS``)
 or from the machine's role, and are written nowhere.
-
-Logs cannot be appended to there: lines are held back for a moment and published as numbered objects below the
-log's name.
 """
 
 import functools
 import os
 import re
-import secrets
-import threading
-import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
@@ -28,14 +22,13 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedEr
 from obstore.fsspec import FsspecStore
 from obstore.store import from_url
 
+from pipeline.object_log import ObjectLog
 from schemas.errors import RunFolderError
 
 SCHEMES = ("s3", "gs")
 LARGEST_BYTES = 5 * 1024**3  # of one PUT, by S3's rules
 REQUEST_SECONDS = 120  # a hung request is given up after this and tried again
 PATIENCE_SECONDS = 180  # how long a request is tried again, with growing pauses, before the run stops
-HOLD_BACK_SECONDS = 2.0  # lines of a log that come within this time are published together
-SEGMENT_BYTES = 256 * 1024  # of a log, before a new object is begun
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,10 +55,7 @@ class ObjectStore:
     def __init__(self, root: str) -> None:
         self.root = _checked(root)
         self.client: Any = from_url(self.root, **_settings(self.root, PATIENCE_SECONDS))
-        self._lock = threading.Lock()
-        self._segment: tuple[str, bytearray] | None = None
-        self._published_at = 0.0
-        self._held_back = False
+        self._logs: dict[str, ObjectLog] = {}
 
     @_told
     def put(self, name: str, data: bytes) -> None:
@@ -130,22 +120,15 @@ class ObjectStore:
         return True
 
     def append(self, name: str, line: str) -> None:
-        with self._lock:
-            if self._segment is None or not self._segment[0].startswith(f"{name}/") or len(self._segment[1]) > SEGMENT_BYTES:
-                self._publish()
-                self._segment = (f"{name}/{len(self.list(name)):06d}-{secrets.token_hex(4)}.jsonl", bytearray())
-            self._segment[1].extend(line.encode() + b"\n")
-            self._held_back = True
-            if time.monotonic() - self._published_at >= HOLD_BACK_SECONDS:
-                self._publish()
+        self._logs.setdefault(name, ObjectLog(name, self)).append(line)
 
     def read_log(self, name: str) -> bytes:
         self.flush()
         return b"".join(self.get(segment) for segment in self.list(name))
 
     def flush(self) -> None:
-        with self._lock:
-            self._publish()
+        for log in self._logs.values():
+            log.flush()
 
     def remove_leftovers(self) -> None:
         """There are none: an object is published by one request."""
@@ -160,11 +143,6 @@ class ObjectStore:
         settings: Any = {"protocol": scheme, **_settings(self.root, PATIENCE_SECONDS)}
         files = pafs.PyFileSystem(pafs.FSSpecHandler(FsspecStore(**settings)))
         return ds.dataset([f"{prefix}/{name}" for name in names], schema=schema, format="parquet", filesystem=files)
-
-    def _publish(self) -> None:
-        if self._segment is not None and self._held_back:
-            self.put(self._segment[0], bytes(self._segment[1]))
-            self._published_at, self._held_back = time.monotonic(), False
 
     def _condition(self, name: str, old: bytes | None) -> Any:
         if old is None:

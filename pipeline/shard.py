@@ -119,7 +119,8 @@ def run_shard(
     """
     digest = plan.draws_digest(shard.draws)
     clock = _Clock(stages.on_stage)
-    outcomes, drained = (_make_carefully if carefully else _make)(shard, digest, stages, stop, clock)
+    kept = load_partial(stages.store, shard, digest)
+    outcomes, drained = (_make_carefully if carefully else _make)(shard, digest, kept, stages, stop, clock)
     if drained:
         if outcomes:
             save_partial(stages.store, shard.shard_id, outcomes, digest)
@@ -140,6 +141,7 @@ def run_shard(
             seconds=clock.seconds,
             usage=clock.usage,
             worker=stages.worker,
+            again=carefully or bool(kept),
         )
     result = replace(result, batch_size=stages.device.batch_size)
     log.info("shard %05d: %d accepted, %d rejected, %d failed", shard.shard_id, result.accepted, result.rejected, result.failed)
@@ -155,9 +157,11 @@ def remake(draws: Sequence[Draw], stages: Stages) -> list[Outcome]:
     return [by_id[draw.sample_id] for draw in draws]
 
 
-def _make(shard: Shard, digest: str, stages: Stages, stop: Callable[[], bool], clock: "_Clock") -> tuple[list[Outcome], bool]:
-    """All outcomes in the plan's order; or, if stopped, those that are finished, and True."""
-    finished = load_partial(stages.store, shard, digest)
+def _make(
+    shard: Shard, digest: str, kept: Mapping[str, Outcome], stages: Stages, stop: Callable[[], bool], clock: "_Clock"
+) -> tuple[list[Outcome], bool]:
+    """All outcomes in the plan's order; or, if stopped, those that are finished, and True. ``kept`` were finished before."""
+    finished = dict(kept)
     futures: list[Future[list[Outcome]]] = []
     drained = False
     with clock.turn(stages.device, stop) as is_mine:
@@ -180,9 +184,11 @@ def _make(shard: Shard, digest: str, stages: Stages, stop: Callable[[], bool], c
     return [finished[draw.sample_id] for draw in shard.draws if draw.sample_id in finished], drained
 
 
-def _make_carefully(shard: Shard, digest: str, stages: Stages, stop: Callable[[], bool], clock: "_Clock") -> tuple[list[Outcome], bool]:
+def _make_carefully(
+    shard: Shard, digest: str, kept: Mapping[str, Outcome], stages: Stages, stop: Callable[[], bool], clock: "_Clock"
+) -> tuple[list[Outcome], bool]:
     """As ``_make``, but for a shard that a process died over: one step after the other, each noted before and kept after."""
-    finished = load_partial(stages.store, shard, digest)
+    finished = dict(kept)
     note = suspects.load(stages.store, shard.shard_id, digest)
 
     def so_far() -> list[Outcome]:

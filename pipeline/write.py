@@ -55,13 +55,21 @@ def commit_shard(
     seconds: Mapping[str, float],
     worker: str,
     usage: Mapping[str, float] | None = None,
+    again: bool = False,
 ) -> ShardResult:
-    """Publish a shard. ``versions`` holds the identity of each scorer by name. Idempotent."""
+    """Publish a shard. ``versions`` holds the identity of each scorer by name. Idempotent.
+
+    ``again``: another try may have left dead letters, or something put aside, which is removed.
+    """
     images = images_bytes(outcomes, image_format)
     metadata = metadata_bytes(shard.shard_id, outcomes, verdicts, versions, image_format)
     store.put(layout.images_file(shard.shard_id), images)
     store.put(layout.metadata_file(shard.shard_id), metadata)
-    _dead_letters(store, shard.shard_id, outcomes)
+    failed = [outcome for outcome in outcomes if outcome.image is None]
+    if failed:
+        store.put(layout.failed_file(shard.shard_id), _dead_letters(failed))
+    elif again:
+        store.delete(layout.failed_file(shard.shard_id))
     counts = {status: sum(verdict.status is status for verdict in verdicts) for status in Status}
     reasons = Counter(f"{verdict.status} {verdict.reason}" for verdict in verdicts if verdict.status is not Status.ACCEPTED)
     marker = Marker(
@@ -81,8 +89,9 @@ def commit_shard(
         reasons=dict(sorted(reasons.items())),
     )
     store.put(layout.done_file(shard.shard_id), json.dumps(asdict(marker), indent=1).encode())
-    store.delete(layout.partial_file(shard.shard_id))
-    store.delete(layout.suspects_file(shard.shard_id))
+    if again:
+        store.delete(layout.partial_file(shard.shard_id))
+        store.delete(layout.suspects_file(shard.shard_id))
     shared = ("shard_id", "accepted", "rejected", "failed", "num_bytes", "worker", "seconds", "usage")
     return ShardResult(**{name: getattr(marker, name) for name in shared})
 
@@ -115,13 +124,9 @@ def _without_draw(outcome: Outcome) -> dict[str, Any]:
     return {name: value for name, value in asdict(outcome).items() if name not in ("draw", "image")}
 
 
-def _dead_letters(store: Store, shard_id: int, outcomes: Sequence[Outcome]) -> None:
-    failed = [outcome for outcome in outcomes if outcome.image is None]
-    if not failed:
-        store.delete(layout.failed_file(shard_id))
-        return
+def _dead_letters(failed: Sequence[Outcome]) -> bytes:
     letters = [{"error": o.error, "attempts": o.attempts, "sample_id": o.draw.sample_id, "draw": o.draw.identity()} for o in failed]
-    store.put(layout.failed_file(shard_id), json.dumps(letters, ensure_ascii=False, indent=1).encode())
+    return json.dumps(letters, ensure_ascii=False, indent=1).encode()
 
 
 def parquet_bytes(table: pa.Table, **options: Any) -> bytes:

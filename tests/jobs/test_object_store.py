@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from jobs.run_dir import RunDir
 from jobs.show import contact_sheet
 from jobs.status import status
 from jobs.verify import verify
+from pipeline import object_store
 from pipeline.store import Store, open_store
 from schemas import layout
 from schemas.errors import QueryError, RunFolderError
@@ -91,6 +93,71 @@ def test_requests_that_fail_now_and_then_change_nothing(tmp_path: Path, url: str
         assert run_to(job, url).exit_code == 0
         make(job, tmp_path / "run")
         assert objects(url) == dataset(tmp_path / "run")
+
+
+def test_a_shard_takes_three_puts_and_two_looks_and_its_marker_is_not_read_again(
+    tmp_path: Path, url: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: Counter[str] = Counter()
+
+    def fault(method: str, path: str, number: int) -> None:
+        requests[f"{method} {folder(path)}"] += 1
+
+    with proxy(endpoint, fault) as counting:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", counting)
+        assert run_to(fake_job(tmp_path), url).exit_code == 0
+        folders = (layout.IMAGES, layout.METADATA, layout.DONE, layout.PARTIAL, layout.FAILED)
+        expected = {"HEAD partial": 3, "GET partial": 3} | {f"PUT {name}": 3 for name in folders[:3]}
+        assert {key: count for key, count in requests.items() if key.endswith(folders)} == expected
+        assert requests["POST "] == 1, "nothing is deleted but the lease"
+
+
+def folder(path: str) -> str:
+    """Of a request for an object; empty for others."""
+    return path.partition("?")[0].partition("/run/")[2].partition("/")[0]
+
+
+def test_a_slow_store_of_the_log_holds_nothing_up(tmp_path: Path, url: str, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told by the order of requests: no line of the log gets through before all shards are committed, and all do before the lease is
+    given back.
+    """
+    committed = threading.Event()
+    requests: list[tuple[str, str]] = []
+
+    def fault(method: str, path: str, number: int) -> None:
+        if method == "PUT" and f"/{layout.EVENTS}/" in path:
+            assert committed.wait(60), "the run waits for its log"
+        requests.append((method, folder(path)))
+
+    def on_tally(tally: Tally) -> None:
+        if tally.committed == 20:
+            committed.set()
+
+    with proxy(endpoint, fault) as slow, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", slow)
+        assert run_to(fake_job(tmp_path), url, on_tally=on_tally).exit_code == 0
+    log = [number for number, request in enumerate(requests) if request == ("PUT", layout.EVENTS)]
+    assert log[0] > max(number for number, request in enumerate(requests) if request == ("PUT", layout.DONE))
+    assert log[-1] < max(number for number, request in enumerate(requests) if request[0] == "POST"), "which deletes the lease"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("publish", "lease"))]
+    events = [json.loads(line)["event"] for line in open_store(url).read_log(layout.EVENTS).splitlines()]
+    assert events == ["start", "worker_ready", *["shard_done"] * 3, "finish"]
+
+
+def test_a_log_that_cannot_be_published_ends_the_run_in_one_line(
+    tmp_path: Path, url: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "PATIENCE_SECONDS", 2)
+
+    def fault(method: str, path: str, number: int) -> str | None:
+        return "500" if method == "PUT" and f"/{layout.EVENTS}/" in path else None
+
+    with proxy(endpoint, fault) as broken, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", broken)
+        with pytest.raises(RunFolderError, match=r"does not do as asked \(500 Internal Server Error"):
+            run_to(fake_job(tmp_path), url)
+    assert not open_store(url).exists(layout.LEASE)
+    assert run_to(fake_job(tmp_path), url).exit_code == 0
 
 
 def test_a_finished_run_can_be_read_checked_and_shown(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:

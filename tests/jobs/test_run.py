@@ -8,7 +8,9 @@ import os
 import signal
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +20,7 @@ from jobs.prepare import Prepared
 from jobs.run_dir import RunDir
 from schemas import layout
 from schemas.errors import RunFolderError, UserError
+from schemas.records import ShardResult
 from schemas.tables import SCHEMA_VERSION
 from tests import fakes
 from tests.fakes import DEATHS, LOADER, fake_job
@@ -93,6 +96,43 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path, reference: dic
     (tmp_path / "run" / "images" / ".00009.parquet.x.tmp").write_bytes(b"half a file")
     make(fake_job(tmp_path), tmp_path / "run")
     assert dataset(tmp_path / "run") == reference
+
+
+def test_what_a_worker_left_that_died_before_its_marker_is_removed(tmp_path: Path, reference: dict[str, bytes]) -> None:
+    """Dead letters of draws that come out at the next try."""
+    make(fake_job(tmp_path), tmp_path / "run")
+    (tmp_path / "run" / layout.done_file(1)).unlink()
+    leave(tmp_path / "run", layout.failed_file(1), layout.partial_file(1), layout.suspects_file(1))
+    make(fake_job(tmp_path), tmp_path / "run")
+    assert dataset(tmp_path / "run") == reference
+
+
+def test_what_a_lost_worker_puts_aside_after_another_one_has_committed_the_shard_is_removed(
+    tmp_path: Path, reference: dict[str, bytes]
+) -> None:
+    def on_tally(tally: run_verb.Tally) -> None:
+        if tally.committed == 20:
+            leave(tmp_path / "run", layout.partial_file(1), layout.suspects_file(1))
+
+    make(fake_job(tmp_path), tmp_path / "run", on_tally=on_tally)
+    assert dataset(tmp_path / "run") == reference
+
+
+def leave(run: Path, *names: str) -> None:
+    for name in names:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_bytes(b"{}")
+
+
+def test_the_report_counts_a_shard_whose_worker_died_before_it_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs import local
+
+    def run_silently(*arguments: Any) -> Iterator[ShardResult]:
+        yield from [result for result in local.run_local(*arguments) if result.shard_id != 1]
+
+    monkeypatch.setattr(run_verb, "_executor", lambda kind: run_silently)
+    report = make(fake_job(tmp_path), tmp_path / "run")
+    assert (report.accepted, report.made_now) == (20, 12)
 
 
 @executors

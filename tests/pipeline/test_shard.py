@@ -131,9 +131,9 @@ def test_a_shard_of_failures_is_an_error_until_the_last_try(tmp_path: Path) -> N
     assert run_shard(shard, stages(tmp_path), stop=never).failed == 2
 
 
-def test_dead_letters_go_when_a_shard_comes_out_clean(tmp_path: Path) -> None:
+def test_dead_letters_go_when_a_shard_comes_out_clean_after_a_worker_died_over_it(tmp_path: Path) -> None:
     run_shard(BAD, stages(tmp_path), stop=never)
-    run_shard(replace(GOOD, shard_id=3), stages(tmp_path), stop=never)
+    run_shard(replace(GOOD, shard_id=3), stages(tmp_path), stop=never, carefully=True)
     assert LocalStore(tmp_path).list("failed") == []
 
 
