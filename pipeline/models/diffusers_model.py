@@ -28,7 +28,7 @@ from pipeline.models.folder import INDEX, component_names
 from pipeline.models.guidance import Guidance, second_pass_scale
 from pipeline.models.guidance_interval import guided_in
 from pipeline.models.load_addons import MISFITS, add_embeddings, add_ip_adapter, add_loras, reference_embeddings
-from pipeline.models.modes import CONTROLNETS, GUIDES_IN_ONE_CALL, T2I_ADAPTERS
+from pipeline.models.modes import CONTROLNETS, PASSES, T2I_ADAPTERS
 from pipeline.models.part_clock import PartClock
 from pipeline.models.resolve import ModelCard
 from pipeline.models.samplers import make_scheduler
@@ -128,7 +128,7 @@ class DiffusersModel:
         interval = draws[0].guidance_interval
         if interval is None or not self._guided(draws[0]):
             return nullcontext()
-        return guided_in(self._pipe, interval, len(draws), in_one_call=type(self._pipe).__name__ in GUIDES_IN_ONE_CALL)
+        return guided_in(self._pipe, interval, len(draws), PASSES[type(self._pipe).__name__])
 
     @property
     def _needs_to_be_alone(self) -> bool:
@@ -204,7 +204,8 @@ class DiffusersModel:
         if "true_cfg_scale" in self._takes:
             texts["true_cfg_scale"] = second_pass_scale(self._guidance, draws[0]) if guided else 1.0
         if "true_cfg_scale" not in self._takes or self._guidance == "input":
-            texts["guidance_scale"] = draws[0].guidance_scale
+            never = PASSES.get(type(self._pipe).__name__) == "lists" and not guided  # Z-Image is guided by any scale above 0
+            texts["guidance_scale"] = 0.0 if never else draws[0].guidance_scale
         if draws[0].guidance_rescale:
             texts["guidance_rescale"] = draws[0].guidance_rescale
         return texts

@@ -8,7 +8,7 @@ negative prompt, unless ``true_cfg_scale`` has them asked twice all the same.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.models.modes import GUIDES_IN_ONE_CALL, GUIDES_IN_TWO_CALLS, LATENT_UPSCALER, NO_NEGATIVE_PROMPT, RESCALES_GUIDANCE, TRUE_CFG
+from pipeline.models.modes import LATENT_UPSCALER, NO_NEGATIVE_PROMPT, PASSES, RESCALES_GUIDANCE, TRUE_CFG
 from schemas.config import SamplingConfig
 from schemas.errors import ModelError
 from schemas.records import Draw
@@ -45,7 +45,7 @@ def check_guidance(card: "ModelCard", sampling: SamplingConfig, where: str) -> N
         raise ModelError(f"{where}sampling.guidance_rescale: {model} does not take it; take it out")
     if sampling.guidance_interval and (instead := _if_asked_once(card, sampling)):
         raise ModelError(f"{where}sampling.guidance_interval: {instead}take it out")
-    if sampling.guidance_interval and card.pipeline_class not in GUIDES_IN_ONE_CALL | GUIDES_IN_TWO_CALLS:
+    if sampling.guidance_interval and card.pipeline_class not in PASSES:
         raise ModelError(f"{where}sampling.guidance_interval: {model} does not take it; take it out")
     if sampling.negative_prompt:
         _check_negative_prompt(card, sampling, where)

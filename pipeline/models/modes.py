@@ -1,6 +1,7 @@
 """Which pipeline of diffusers does which mode with the parts of one model folder. Data; imports nothing heavy."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 from schemas.modes import MODES, Mode
 
@@ -140,7 +141,9 @@ WEIGHS_PROMPTS = frozenset(
 )
 """Pipelines whose only text encoders are CLIP's, and which take embeddings: ``pipeline.models.weighted_prompts`` reads for them."""
 
-GUIDES_IN_ONE_CALL = WEIGHS_PROMPTS | {
+Passes = Literal["without first", "with first", "lists", "two calls"]
+_WITHOUT_FIRST = (
+    *WEIGHS_PROMPTS,
     "StableDiffusion3Pipeline",
     "StableDiffusion3Img2ImgPipeline",
     "StableDiffusion3InpaintPipeline",
@@ -150,13 +153,19 @@ GUIDES_IN_ONE_CALL = WEIGHS_PROMPTS | {
     "HunyuanDiTPipeline",
     "IFPipeline",
     "IFSuperResolutionPipeline",
-}
-"""Pipelines that ask their network about all images without the prompt and then all with it, in one batch."""
-
-GUIDES_IN_TWO_CALLS = frozenset(
-    {"QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline", "QwenImageControlNetPipeline"}
+    "KandinskyV22CombinedPipeline",
+    LATENT_UPSCALER,
 )
-"""Pipelines that ask it about all images with the prompt, then about all without; both kinds take a guidance_interval."""
+PASSES: dict[str, Passes] = {
+    **dict.fromkeys(_WITHOUT_FIRST, "without first"),
+    "DiTPipeline": "with first",
+    **dict.fromkeys(("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"), "lists"),
+    **dict.fromkeys((*TRUE_CFG, "Flux2KleinPipeline"), "two calls"),
+}
+"""How a pipeline asks its network about all images with and without the prompt; those that are here take a guidance_interval.
+
+In one batch, without the prompt first or with it first, or as lists of so many images, with it first; or in two calls, with it first.
+"""
 
 INPAINTING_CHANNELS = (4, 9)
 """Input channels of the U-Nets that the pipelines of diffusers can inpaint with: blended latents, or mask and image as channels."""

@@ -99,13 +99,15 @@ _GUIDANCE = """## Guidance
 
 `sampling.guidance_scale` above 1 asks the model twice at each step, with the prompt and without it, or with the negative prompt. Models
 that were distilled from guided ones (FLUX.1-dev, latent consistency models) take the scale as an input of their network and are asked once,
-so they read no negative prompt. What may be set besides:
+so they read no negative prompt. Z-Image counts from 0: its 3 pushes as far as 4 does elsewhere; 1 or less is off, as everywhere.
+What may be set besides:
 
 - `true_cfg_scale`, for FLUX.1-dev in all modes: above 1 it is asked twice all the same, in twice the time, and reads the negative prompt.
 - `guidance_rescale`, for Stable Diffusion 1, 2 and XL and HunyuanDiT: less contrast where the scale is high.
 - `guidance_interval: [0.2, 0.8]`: guidance in that part of the steps only. Of 20 steps these are the 5th to the 16th; the others ask the
-  model once, so 8 of 40 passes are saved. For Stable Diffusion in all versions and modes, PixArt-Sigma, Sana, HunyuanDiT, DeepFloyd IF and
-  Qwen-Image; in a second stage guidance is for all steps. Shares are of the steps that are made: with a `strength` of 0.5, of that half.
+  model once, so 8 of 40 passes are saved. For all models that are asked twice, in all modes; of Kandinsky 2.2 in its decoder, not in its
+  prior; in a second stage guidance is for all steps. Where the scale is an input there is no pass to leave out: FLUX.1-dev needs a
+  `true_cfg_scale` too, latent consistency models refuse it. Shares are of the steps that are made: with a `strength` of 0.5, of that half.
 
 Each is refused where a model does not take it, and so is a negative prompt that would not be read.
 """

@@ -10,7 +10,7 @@ import pytest
 from jobs.cli import main
 from pipeline.models import load_model
 from pipeline.models.base import ImageModel
-from pipeline.models.modes import GUIDES_IN_ONE_CALL
+from pipeline.models.modes import PASSES
 from pipeline.models.resolve import resolve_model
 from pipeline.models.switches import network
 from schemas.config import ModelConfig
@@ -41,17 +41,23 @@ def check_guidance_interval(model: ImageModel, images: Callable[..., np.ndarray]
     ``images`` makes those of three draws, with changes to each.
     """
     core, asked = network(model._pipe), []  # type: ignore[attr-defined]
-    watch = core.register_forward_pre_hook(
-        lambda _, given, named: asked.append(len(given[0] if given else named["hidden_states"])), with_kwargs=True
-    )
+
+    def note(_: object, given: tuple, named: dict) -> None:
+        asked.append(len(given[0] if given else named["sample" if "sample" in named else "hidden_states"]))
+
+    watch = core.register_forward_pre_hook(note, with_kwargs=True)
     part = images(steps=4, guidance_interval=(0.5, 1.0))
     watch.remove()
-    one_call = type(model._pipe).__name__ in GUIDES_IN_ONE_CALL  # type: ignore[attr-defined]
-    assert asked == ([3, 3, 6, 6] if one_call else [1, 1, 1, 1, 1, 1] * 3)
+    two_calls, at_once = PASSES[type(model._pipe).__name__] == "two calls", 1 if model._needs_to_be_alone else 3  # type: ignore[attr-defined]
+    of_a_call = [at_once] * 6 if two_calls else [at_once, at_once, 2 * at_once, 2 * at_once]
+    assert asked == of_a_call * (3 // at_once)
     whole, unguided = images(steps=4), images(steps=4, guidance_scale=1.0)
     assert not any(np.array_equal(part[number], other[number]) for number in range(3) for other in (whole, unguided))
     assert np.array_equal(whole, images(steps=4, guidance_interval=(0.0, 1.0)))
-    assert np.array_equal(unguided, images(steps=4, guidance_interval=(0.9, 1.0)))
+    none, none_either = (images(steps=4, guidance_interval=(0.9, 1.0), guidance_scale=scale) for scale in (4.0, 9.0))
+    assert np.array_equal(none, none_either)
+    if not hasattr(model._pipe, "prior_pipe"):  # type: ignore[attr-defined]  # whose own guidance is for all steps
+        assert np.array_equal(none, unguided)
     assert network(model._pipe) is core  # type: ignore[attr-defined]
 
 

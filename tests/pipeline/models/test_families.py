@@ -14,6 +14,7 @@ import yaml
 from pipeline.models.base import ImageModel
 from pipeline.models.families import FAMILIES
 from pipeline.models.resolve import check_sampling, resolve_model
+from pipeline.models.switches import network
 from schemas.config import ModelConfig, SamplingConfig
 from schemas.errors import ModelError
 from tests.pipeline.models import tiny_families
@@ -38,7 +39,7 @@ ROWS = dict.fromkeys(tiny_families.BUILDERS, Row()) | {
     "dit": Row(negative=False),
     "ddpm": Row(text=False, negative=False, guidance=False),
 }
-NO_INTERVAL = {"flux-schnell", "flux-dev", "lcm", "z-image", "flux-2-klein", "kandinsky-2.2", "ddpm", "dit"}
+NO_INTERVAL = {"flux-dev", "lcm", "ddpm"}
 TAKES_THE_SCALE = {"flux-dev", "lcm"}
 Made = Callable[[str], Path]
 
@@ -97,6 +98,16 @@ def test_an_image_is_a_function_of_its_draw(model_of: Callable[[str], ImageModel
 def test_guidance_may_be_for_some_of_the_steps(model_of: Callable[[str], ImageModel], family: str) -> None:
     model = model_of(family)
     check_guidance_interval(model, lambda **changes: image(model, *(draw(number, family, **changes) for number in range(3))))
+
+
+@pytest.mark.parametrize("family", [family for family in ROWS if ROWS[family].guidance and family not in TAKES_THE_SCALE])
+def test_a_scale_of_1_or_less_leaves_out_the_second_pass(model_of: Callable[[str], ImageModel], family: str) -> None:
+    model, asked = model_of(family), []
+    watch = network(model._pipe).register_forward_pre_hook(lambda *_: asked.append(1))  # type: ignore[attr-defined]
+    images = [image(model, draw(0, family, guidance_scale=scale)) for scale in (1.0, 0.5, 0.0)]
+    watch.remove()
+    assert len(asked) == 3 * 2
+    assert all(np.array_equal(images[0], one) for one in images[1:])
 
 
 @pytest.mark.parametrize("family", ROWS)

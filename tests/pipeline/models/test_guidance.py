@@ -21,7 +21,7 @@ from schemas.config import ModelConfig, SamplingConfig
 from schemas.errors import ModelError
 from schemas.modes import Mode
 from tests.pipeline.models import tiny_families
-from tests.pipeline.models.conftest import load, make_draw, promptmill
+from tests.pipeline.models.conftest import check_guidance_interval, load, make_draw, promptmill
 from tests.pipeline.models.tiny import diffusers
 
 Loaded = Callable[[str], ImageModel]
@@ -104,6 +104,15 @@ def test_a_network_that_takes_the_scale_is_asked_twice_where_true_guidance_is_wa
     assert np.array_equal(model.generate(mixed).images_NHWC[1], twice[0])
 
 
+def test_true_guidance_may_be_for_some_of_the_steps(flux_dev: Path) -> None:
+    def images(guidance_scale: float = 4.0, **changes: object) -> np.ndarray:
+        true_cfg_scale = guidance_scale if guidance_scale > 1 else None
+        return model.generate([make_draw(number, true_cfg_scale=true_cfg_scale, **changes) for number in range(3)]).images_NHWC
+
+    model = load(flux_dev)
+    check_guidance_interval(model, images)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -117,8 +126,7 @@ def test_what_needs_a_second_pass_is_refused_without_one(flux_dev: Path, setting
     with pytest.raises(ModelError) as caught:
         check_sampling(card, SamplingConfig.model_validate(settings))
     assert message in str(caught.value)
-    if "guidance_interval" not in settings:
-        check_sampling(card, SamplingConfig.model_validate(settings | {"true_cfg_scale": 3.0}))
+    check_sampling(card, SamplingConfig.model_validate(settings | {"true_cfg_scale": 3.0}))
     twice = replace(card, name="sd", pipeline_class="StableDiffusionPipeline", guidance="second pass", second_stage=card)
     if "negative_prompt" in settings:
         with pytest.raises(ModelError, match=r"^model.second_stage: sampling.negative_prompt: flux-dev"):
