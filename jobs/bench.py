@@ -14,8 +14,9 @@ from pathlib import Path
 from jobs import run as run_verb
 from jobs.batch_size import settled
 from jobs.prepare import Prepared
+from pipeline.plan import batches
 from pipeline.scorers import load_scorer
-from schemas.config import PromptsConfig
+from schemas.config import PromptsConfig, SamplingConfig
 from schemas.errors import ModelError
 from schemas.records import Draw
 
@@ -56,7 +57,8 @@ class BenchResult:
 def bench(prepared: Prepared, *, draws: int, rounds: int, on_message: Callable[[str], None]) -> BenchResult:
     """Measure a bare loop on all cores and the whole pipeline in turn, ``rounds`` times, over the same draws.
 
-    The ratio is the median of the rounds' ratios, so that a machine that slows down slows both.
+    The ratio is the median of the rounds' ratios, so that a machine that slows down slows both. Raises ModelError for a model that no
+    such loop compares with.
     """
     from pipeline.models.bare import BareLoop
 
@@ -68,15 +70,19 @@ def bench(prepared: Prepared, *, draws: int, rounds: int, on_message: Callable[[
     batch_size = prepared.config.batch_size
     wanted = max(batch_size, draws // batch_size * batch_size)
     prepared, sample = smaller(prepared, wanted)
+    inputs = {image.sha256: image.data for prompt in prepared.open_prompts() for image in prompt.images.values()}
+    groups = batches(sample, batch_size)
+    for line in left_out(prepared.config.sampling):
+        on_message(line)
     threads = os.cpu_count() or 1
     started = time.perf_counter()
     loop = BareLoop(prepared.model, prepared.config.model, threads)
     scorers = [load_scorer(card, cpu_threads=threads) for card in prepared.scorers]
     bare_startup = time.perf_counter() - started
-    loop.images_per_second(sample[:batch_size], batch_size, scorers)  # warm-up
+    loop.images_per_second(groups[:1], scorers, inputs)  # warm-up
     bare, whole, reports = [], [], []
     for number in range(rounds):
-        bare.append(loop.images_per_second(sample, batch_size, scorers))
+        bare.append(loop.images_per_second(groups, scorers, inputs))
         with tempfile.TemporaryDirectory() as folder:
             reports.append(run_verb.run(prepared, out=Path(folder) / "run"))
         whole.append(reports[-1].images_per_second)
@@ -102,13 +108,23 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
+def left_out(sampling: SamplingConfig) -> list[str]:
+    """What the bare loop does not do as the job does, a line each."""
+    lines = {
+        "guidance_interval": "the bare loop guides in all steps, not just in sampling.guidance_interval",
+        "prompt_weighting": "the bare loop reads prompts without their weights, and as far as the model does by itself",
+    }
+    return [line for name, line in lines.items() if getattr(sampling, name)]
+
+
 def smaller(prepared: Prepared, wanted: int) -> tuple[Prepared, list[Draw]]:
-    """The same job over ``wanted`` draws only, one per prompt where there are enough prompts."""
-    texts = [prompt.text for prompt in islice(prepared.open_prompts(), wanted)]
-    per_prompt = -(-wanted // len(texts))
-    texts = texts[: -(-wanted // per_prompt)]
-    config = prepared.config.model_copy(update={"prompts": PromptsConfig(texts=texts, draws_per_prompt=per_prompt)})
-    smaller = replace(prepared, config=config)
+    """The same job over ``wanted`` draws of a setting only, one per prompt where there are enough prompts."""
+    prompts = list(islice(prepared.open_prompts(), wanted))
+    per_prompt = -(-wanted // len(prompts))
+    prompts = prompts[: -(-wanted // per_prompt)]
+    source = PromptsConfig(texts=[prompt.text for prompt in prompts], draws_per_prompt=per_prompt)
+    config = prepared.config.model_copy(update={"prompts": source})
+    smaller = replace(prepared, config=config, prompts=tuple(prompts))
     found = [draw for prompt in smaller.open_prompts() for draw in smaller.expand(prompt)]
     return smaller, found
 

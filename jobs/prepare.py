@@ -23,7 +23,8 @@ RECORDED = ("promptmill", "torch", "diffusers", "transformers", "peft", "open_cl
 class Prepared:
     """A validated job: its configuration and what its model and scorers were resolved to.
 
-    ``answers`` are what ``prompts.expand`` was told so far; a prompt without one stands for those that are to come.
+    ``answers`` are what ``prompts.expand`` was told so far; a prompt without one stands for those that are to come. ``prompts``,
+    if they are given, are drawn in the place of those of the source.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Prepared:
     model: ModelCard
     scorers: tuple[ScorerCard, ...]
     answers: Answers = field(default_factory=dict, repr=False)
+    prompts: tuple[Prompt, ...] | None = field(default=None, repr=False)
 
     @property
     def out(self) -> str:
@@ -40,6 +42,8 @@ class Prepared:
 
     def open_prompts(self) -> Iterator[Prompt]:
         """The prompts, from the start. Raises UserError at one that cannot be drawn."""
+        if self.prompts is not None:
+            return iter(self.prompts)
         expand = self.config.prompts.expand
         return expanded(self._source(), expand, self.answers) if expand else self._source()
 

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -24,16 +23,15 @@ from pipeline.inputs import Conditions, with_kept_pixels
 from pipeline.models.base import Generated
 from pipeline.models.blend import Blend
 from pipeline.models.embeddings import PromptEncoder, TokenCounter, accepted
-from pipeline.models.folder import INDEX, component_names
 from pipeline.models.guidance import Guidance, second_pass_scale
 from pipeline.models.guidance_interval import guided_in
-from pipeline.models.load_addons import MISFITS, add_embeddings, add_ip_adapter, add_loras, reference_embeddings
-from pipeline.models.modes import CONTROLNETS, PASSES, T2I_ADAPTERS
+from pipeline.models.load_addons import reference_embeddings
+from pipeline.models.load_pipeline import load_pipeline
+from pipeline.models.modes import PASSES
 from pipeline.models.part_clock import PartClock
 from pipeline.models.resolve import ModelCard
 from pipeline.models.samplers import make_scheduler
-from pipeline.models.switches import forget_steps, network, put_on_device
-from pipeline.weights import read_json
+from pipeline.models.switches import forget_steps, network
 from schemas.config import ModelConfig
 from schemas.errors import ModelError
 from schemas.modes import INPUTS, Mode
@@ -45,7 +43,7 @@ _CONDITIONS = {"image", "mask_image", "control_image"}
 _CONTENT = {"prompt", "class_labels", "batch_size"}  # what to draw: a text, a class, or only how many
 _PADS_TO_THE_LONGEST = ("QwenImage", "CogView4", "ZImage")  # texts of a batch; the padding changes the last bits of an image
 _OTHER_MEDIA = {"num_frames", "video_length", "audio_length_in_s", "audio_end_in_s"}
-_AS_ASKED = {"use_resolution_binning": False, "clean_caption": False}  # defaults that change the size or the prompt behind one's back
+AS_ASKED = {"use_resolution_binning": False, "clean_caption": False}  # defaults that change the size or the prompt behind one's back
 
 
 class DiffusersModel:
@@ -59,7 +57,7 @@ class DiffusersModel:
         self.name, self.revision = card.name, card.revision
         _make_quiet()
         _pin_arithmetic(config.cpu_threads)
-        self._pipe: Any = _load(card, config, first._pipe.components if first else {})
+        self._pipe: Any = load_pipeline(card, config, first._pipe.components if first else {})
         self._scheduler = self._pipe.scheduler
         self._cache = config.compute.step_cache
         self._guidance: Guidance = card.guidance
@@ -91,7 +89,7 @@ class DiffusersModel:
         arguments = (
             self._content_arguments(draws)
             | given
-            | _AS_ASKED
+            | AS_ASKED
             | {
                 "num_inference_steps": first.steps,
                 "width": first.width,
@@ -318,55 +316,6 @@ def _makes_more_than_an_image(takes: Mapping[str, inspect.Parameter], mode: Mode
 
 def _image_tensor(images_HWC: Sequence[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(images_HWC)).permute(0, 3, 1, 2).float() / 255
-
-
-def _load(card: ModelCard, config: ModelConfig, others: Mapping[str, Any]) -> Any:
-    kind = getattr(diffusers, card.pipeline_class)
-    extra: dict[str, Any] = {"add_watermarker": False} if "add_watermarker" in inspect.signature(kind.__init__).parameters else {}
-    try:
-        if card.controlnet:
-            adapts = card.pipeline_class in T2I_ADAPTERS.values()
-            kind_of_net = "T2IAdapter" if adapts else CONTROLNETS[card.pipeline_class]
-            extra["adapter" if adapts else "controlnet"] = _part(kind_of_net, card.controlnet, config)
-        if card.addons.vae:
-            folder = card.addons.vae.path
-            extra["vae"] = _part(read_json(Path(folder) / "config.json", where=folder)["_class_name"], folder, config)
-        extra |= borrowed(card, others)
-        pipe = kind.from_pretrained(
-            card.folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=getattr(torch, config.dtype),
-            variant=config.variant,
-            **extra,
-        )
-    except MISFITS as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"model {card.name}: its parts cannot be loaded ({reason}); copy or download it again, or update diffusers"
-        ) from error
-    pipe.set_progress_bar_config(disable=True)
-    if card.addons.ip_adapter and config.ip_adapter:
-        add_ip_adapter(pipe, card.addons.ip_adapter, config.ip_adapter)
-    add_embeddings(pipe, card.addons.embeddings)
-    add_loras(pipe, card.addons.loras)
-    return put_on_device(pipe, config.compute)
-
-
-def borrowed(card: ModelCard, others: Mapping[str, Any]) -> dict[str, Any]:
-    """Another pipeline's text encoder and tokenizer, for a folder that has none, as DeepFloyd IF's later stages."""
-    index = read_json(Path(card.folder) / INDEX, where=card.folder)
-    if any(name.startswith("text_encoder") for name in component_names(index)):
-        return {}
-    return {name: others[name] for name in ("text_encoder", "tokenizer") if name in index and others.get(name) is not None}
-
-
-def _part(class_name: str, folder: str, config: ModelConfig) -> Any:
-    """One network of a pipeline, from a folder of its own; the variant only if it has it."""
-    variant = config.variant if any(Path(folder).glob(f"*.{config.variant}*.safetensors")) else None
-    return getattr(diffusers, class_name).from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, torch_dtype=getattr(torch, config.dtype), variant=variant
-    )
 
 
 def _make_quiet() -> None:

@@ -25,6 +25,7 @@ from jobs import run as run_verb
 from jobs.bench import smaller
 from jobs.prepare import Prepared, prepare
 from pipeline.models.bare import BareLoop
+from pipeline.plan import batches
 from pipeline.scorers import load_scorer
 from pipeline.worker import peak_rss_bytes
 from schemas.records import Draw
@@ -59,9 +60,9 @@ def limit(job: Prepared, draws: list[Draw]) -> Result:
 
 def _passes(job: Prepared, draws: list[Draw], ready: Any, seconds: Any) -> None:
     loop, scorers, size = _loaded(job, threads=1), _scorers(job, threads=1), job.config.batch_size
-    loop.images_per_second(draws[:size], size, scorers)
+    loop.images_per_second(batches(draws[:size], size), scorers)
     ready.wait()
-    seconds.put((len(draws) / loop.images_per_second(draws, size, scorers), peak_rss_bytes()))
+    seconds.put((len(draws) / loop.images_per_second(batches(draws, size), scorers), peak_rss_bytes()))
 
 
 def bare_loop(job: Prepared, draws: list[Draw]) -> Result:
@@ -78,8 +79,8 @@ def _bare(job: Prepared, draws: list[Draw], size: int) -> Result:
     started = time.perf_counter()
     loop, scorers = _loaded(job, threads=CORES), _scorers(job, threads=CORES)
     startup = time.perf_counter() - started
-    loop.images_per_second(draws[:size], size, scorers)
-    return Result(len(draws) / loop.images_per_second(draws, size, scorers), startup, peak_rss_bytes())
+    loop.images_per_second(batches(draws[:size], size), scorers)
+    return Result(len(draws) / loop.images_per_second(batches(draws, size), scorers), startup, peak_rss_bytes())
 
 
 class RayDataActor:
