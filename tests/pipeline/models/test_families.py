@@ -1,6 +1,7 @@
 """One row per architecture: a tiny folder of it goes through ``promptmill run`` from a YAML, and obeys the draw's laws."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from jobs.plan import summarize
+from jobs.prepare import prepare
 from pipeline.models.base import ImageModel
 from pipeline.models.families import FAMILIES
+from pipeline.models.folder import INDEX
 from pipeline.models.resolve import check_sampling, resolve_model
 from pipeline.models.switches import network
 from schemas.config import ModelConfig, SamplingConfig
+from schemas.config_load import load as load_config
 from schemas.errors import ModelError
-from tests.pipeline.models import tiny_families
+from tests.pipeline.models import tiny, tiny_families
 from tests.pipeline.models.conftest import check_guidance_interval, load, make_draw, promptmill
 
 
@@ -41,6 +46,7 @@ ROWS = dict.fromkeys(tiny_families.BUILDERS, Row()) | {
 }
 NO_INTERVAL = {"flux-dev", "lcm", "ddpm"}
 TAKES_THE_SCALE = {"flux-dev", "lcm"}
+EXAMPLES = sorted((Path(__file__).parents[3] / "configs" / "models").glob("*.yaml"))
 Made = Callable[[str], Path]
 
 
@@ -156,6 +162,21 @@ def test_the_table_of_families_lists_what_is_tested_here_and_nothing_else(folder
     table = {one.pipeline: one for one in FAMILIES}
     assert {card.pipeline_class for card in cards} == set(table)
     assert all(card.prediction_type in table[card.pipeline_class].predicts for card in cards)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_job_plans_with_a_model_of_its_kind(folder_of: Made, tmp_path: Path, path: Path) -> None:
+    """A tiny one in the place of the checkpoint, which the table of families lists."""
+    model, changes = load_config(path).model, ["scorers={}"]
+    if not model.endpoint:
+        [kind] = [one for one in FAMILIES if model.id in dict(one.checkpoints)]
+        folder = next(folder for folder in map(folder_of, ROWS) if json.loads((folder / INDEX).read_text())["_class_name"] == kind.pipeline)
+        changes += [f"model.id={folder}", "model.variant=null", "sampling.width=32", "sampling.height=32"]
+        if model.controlnet:
+            changes.append(f"model.controlnet={tiny.controlnet(tmp_path / 'net', folder.name)}")
+        if model.ip_adapter:
+            changes.append(f"model.ip_adapter={json.dumps(tiny.ip_adapter(tmp_path / 'adapter', folder))}")
+    assert summarize(prepare(path, changes)).num_draws > 0
 
 
 @pytest.mark.parametrize("family", ["ddpm", "dit"])
