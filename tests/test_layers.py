@@ -16,7 +16,7 @@ DOORS = {  # package -> places that may import it
     "open_clip": ("pipeline/scorers/", "pipeline/models/demo/"),
     "nudenet": ("pipeline/scorers/nudenet.py",),
     "torch": ("pipeline/models/", "pipeline/scorers/"),
-    "duckdb": ("jobs/query.py", "jobs/query/", "jobs/expression.py", "jobs/serve/rows.py", "jobs/status.py"),
+    "duckdb": ("jobs/query.py", "jobs/query/", "jobs/expression.py", "jobs/rows.py", "jobs/status.py"),
 }
 STAGES = ("prompts", "sample", "filter", "encode", "write")
 

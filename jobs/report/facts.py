@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from jobs.judged import added_scorers, read_judged
+from jobs.judged import added_scorers, metadata_sources, read_judged
 from jobs.query import query
 from jobs.report.alike import Alike, Group, find_alike
+from jobs.rows import Rows
 from jobs.run_dir import RunDir
 from jobs.selection import Selection, select
 from jobs.status import Ask, Status, status
@@ -23,6 +24,7 @@ MOST_VALUES = 50  # of a tag or setting; one with more is an id rather than a cl
 MOST_FAILURES = 20
 IMAGES_PER_GALLERY = 12
 THUMBNAIL_PX = 192
+MANY_FILES = 500  # of metadata
 SETTINGS = ("label", "scheduler", "steps", "guidance_scale", "true_cfg_scale", "guidance_rescale", "strength", "width", "height")
 
 
@@ -104,14 +106,19 @@ class Facts:
 def gather(run: RunDir) -> Facts:
     """Everything, as it stands now. Raises UserError."""
 
-    def ask(sql: str) -> list[dict[str, Any]]:
-        return query([run.store.root], sql).to_pylist()
-
+    ask = _asker(run)
     facts, rules = gather_counts(run, ask), rules_now(run)
     scorers = [*run.job.scorers, *added_scorers(run.store)]
     scorer = scorers[0] if scorers else None
     alike = find_alike(run, ask, rules, scorer)
     return replace(facts, galleries=_galleries(run, ask, scorer, rules), alike=_lookalikes(run, alike, scorer))
+
+
+def _asker(run: RunDir) -> Ask:
+    """Answers SQL. Of many small files, which take milliseconds each, all rows are read before the first question."""
+    if sum(len(names) for names, _, _ in metadata_sources(run, run.markers())) > MANY_FILES:
+        return Rows(run, timeout_seconds=None).ask
+    return lambda sql: query([run.store.root], sql).to_pylist()
 
 
 def gather_counts(run: RunDir, ask: Ask) -> Facts:

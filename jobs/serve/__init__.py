@@ -1,14 +1,15 @@
 """``promptmill serve``: a run in the browser, live on 127.0.0.1 while it goes on. Reads only; needs neither torch nor Ray."""
 
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from jobs.serve.rows import Rows, WatchedRun
+from jobs.rows import Rows, WatchedRun
 from jobs.serve.server import Server
 from jobs.serve.site import Site
 
-MANY = 50_000  # rows, which take a while to read
+FIRST_SECONDS = 1.0  # of reading, before a page is there
 
 
 def serve(path: str | Path, port: int, *, memory: str = "4GB", on_message: Callable[[str], None], on_ready: Callable[[str], None]) -> None:
@@ -18,11 +19,11 @@ def serve(path: str | Path, port: int, *, memory: str = "4GB", on_message: Calla
     """
     with suppress(KeyboardInterrupt):
         run = WatchedRun.open(path)
-        draws = sum(marker.draws for marker in run.markers())
-        if draws > MANY:
-            on_message(f"reading {draws:,} rows")
-        rows = Rows(run, memory=memory)
+        rows = Rows(run, memory=memory, seconds_at_a_time=FIRST_SECONDS)
         with Server(Site(rows), port) as server:
+            if rows.behind:
+                on_message(f"{rows.behind:,} shards are not read yet; the pages fill up meanwhile")
+            threading.Thread(target=rows.keep_up, name="rows", daemon=True).start()
             on_ready(server.url)
             try:
                 server.serve_forever()

@@ -8,8 +8,9 @@ from jobs.embeddings import files
 from jobs.report.alike import Alike, Group, find_alike
 from jobs.report.facts import rules_now
 from jobs.report.page import alike, alike_group, text
+from jobs.rows import Rows
+from jobs.serve.pages import behind
 from jobs.serve.parts import figure, page
-from jobs.serve.rows import Rows
 from jobs.serve.view import View
 
 
@@ -38,7 +39,7 @@ def _page(rows: Rows) -> str:
     by_id = {row["sample_id"]: row for row in rows.ask(f"select * from metadata where sample_id in ({ids})")} if found else {}  # noqa: S608
     parts = [part for one in found for part in alike(one, _groups(rows, one, by_id))]
     none = '<p class="soft">There are no images yet.</p>'
-    return page(rows.run, "look alike", ["<h1>Look alike</h1>", *(parts or [none])], at="alike")
+    return page(rows.run, "look alike", ["<h1>Look alike</h1>", behind(rows), *(parts or [none])], at="alike")
 
 
 def _groups(rows: Rows, found: Alike, by_id: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.report.page import text
+from jobs.rows import Rows
 from jobs.run_dir import RunDir
 from jobs.serve.parts import figure, page, pixelated, shown, verdict
-from jobs.serve.rows import Rows
 from jobs.serve.view import View, equals
 from schemas.modes import ROLES
 from schemas.tables import metadata_columns

@@ -5,33 +5,38 @@ from typing import Any
 
 from jobs.report.facts import Facts
 from jobs.report.page import sections, text
+from jobs.rows import Rows
 from jobs.run_dir import RunDir
 from jobs.serve.parts import figure, name_of, page, shown
-from jobs.serve.rows import Rows
 from jobs.serve.view import Found, View, equals
 from schemas.tables import metadata_columns
 
 STATUSES = ("accepted", "rejected", "failed")
 
 
-def overview(run: RunDir, facts: Facts) -> str:
+def overview(rows: Rows, facts: Facts) -> str:
     """Counts and diagrams of the report; what they count leads to the gallery."""
 
     def link(column: str, value: object, html: str) -> str:
         return f'<a href="{text(View(where=equals(column, value)).url)}">{html}</a>'
 
-    return page(run, "", [f"<h1>{text(name_of(run))}</h1>", *sections(facts, link)], at="overview")
+    return page(rows.run, "", [f"<h1>{text(name_of(rows.run))}</h1>", behind(rows), *sections(facts, link)], at="overview")
 
 
 def gallery(rows: Rows, view: View, found: Found | None, error: str | None) -> str:
     """A page of images, under the condition that chooses them."""
-    parts = [_form(rows, view), _chips(view)]
+    parts = [_form(rows, view), _chips(view), behind(rows)]
     if error is not None:
         parts.append(f'<div class="card wrong" role="alert">{text(error)}</div>')
     if found is not None:
         pager = _pager(view, found)
         parts += [pager, f'<div class="pictures">{"".join(_figures(rows, view, found))}</div>', pager if found.pages > 1 else ""]
     return page(rows.run, "images", [*parts, _columns(rows)], at="images")
+
+
+def behind(rows: Rows) -> str:
+    """What is not read yet of a large run."""
+    return f'<p class="soft">{rows.behind:,} shards are not read yet; they follow by themselves.</p>' if rows.behind else ""
 
 
 def message(run: RunDir, title: str, said: str) -> str:

@@ -5,18 +5,18 @@ from collections.abc import Callable, Mapping
 from urllib.parse import parse_qs
 
 from jobs.report.facts import gather_counts
+from jobs.rows import Rows
 from jobs.run_dir import RunDir
 from jobs.serve import pages
 from jobs.serve.alike_page import AlikePage
 from jobs.serve.answer import KEPT, TYPES, Answer, html
 from jobs.serve.draw_page import Place, draw_page
 from jobs.serve.pictures import Pictures
-from jobs.serve.rows import Rows
 from jobs.serve.view import IMAGES_PER_PAGE, View, equals, find, stretch
 from jobs.verify_rows import SAMPLE_ID
 from schemas.errors import QueryError, UserError
 
-REFRESH_SECONDS = 10  # of the overview, while the run goes on
+REFRESH_SECONDS = 10  # of the overview, while the run goes on or is read
 OTHERS = 12  # draws of a prompt that are shown beside one
 
 
@@ -66,7 +66,8 @@ class Site:
         self._rows.refresh()
         facts = gather_counts(self.run, self._rows.ask)
         running = facts.status.state == "running"
-        return html(pages.overview(self.run, facts), headers={"Refresh": str(REFRESH_SECONDS)} if running else {})
+        again = running or self._rows.behind
+        return html(pages.overview(self._rows, facts), headers={"Refresh": str(REFRESH_SECONDS)} if again else {})
 
     def _gallery(self, query: str) -> Answer:
         self._rows.refresh()

@@ -7,8 +7,8 @@ from urllib.parse import parse_qs, urlencode
 
 import pyarrow.types as pt
 
+from jobs.rows import Rows
 from jobs.selection import expression
-from jobs.serve.rows import Rows
 from schemas.errors import QueryError
 
 IMAGES_PER_PAGE = 48

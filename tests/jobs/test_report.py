@@ -18,6 +18,7 @@ from jobs.cli import cli
 from jobs.embeddings import Encoder, file_of, write_encoder, write_features
 from jobs.filter import filter_run
 from jobs.query import query
+from jobs.report import facts as module
 from jobs.report import report
 from jobs.report.facts import BINS, IMAGES_PER_GALLERY, gather
 from jobs.run_dir import RunDir
@@ -115,6 +116,16 @@ def test_verdicts_and_rules_of_a_later_filter_are_shown(tmp_path: Path) -> None:
     assert facts.histograms[0].limits == [0.7]
     assert min(picture.score for picture in facts.galleries[0].pictures if picture.score is not None) >= 0.7
     assert '"min": 0.7' in facts.rules
+
+
+def test_of_many_small_files_the_same_is_said(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_queries = gather(run)
+    monkeypatch.setattr(module, "MANY_FILES", 0)
+    monkeypatch.setattr(module, "query", lambda *_: pytest.fail("the rows were to be read once"))
+    by_rows = gather(run)
+    shown = [[picture.webp for gallery in found.galleries for picture in gallery.pictures] for found in (by_queries, by_rows)]
+    assert shown[0] == shown[1]
+    assert replace(by_rows, galleries=()) == replace(by_queries, galleries=())
 
 
 def test_nothing_of_a_prompt_or_label_becomes_markup(hostile: RunDir, tmp_path: Path) -> None:

@@ -25,12 +25,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs import rows as rows_module
 from jobs.embeddings import Encoder, file_of, write_encoder, write_features
 from jobs.filter import filter_run
 from jobs.query import query
 from jobs.report.facts import gather
+from jobs.rows import Rows, WatchedRun
 from jobs.run_dir import RunDir
-from jobs.serve.rows import Rows, WatchedRun
 from jobs.serve.server import Server
 from jobs.serve.site import Site
 from jobs.serve.view import IMAGES_PER_PAGE
@@ -468,6 +469,20 @@ def test_draws_that_are_made_again_and_verdicts_of_other_rules_are_taken_in(tmp_
         assert ask("/gallery", where="status = 'accepted'").drawn == accepted
         assert len(ask("/gallery").drawn) == 16, "each once"
         assert "limit 0.7" in ask("/").page.text
+
+
+def test_a_run_of_many_shards_is_shown_before_all_of_them_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = finished_run(tmp_path / "run")
+    monkeypatch.setattr(rows_module, "SHARDS_AT_A_TIME", 1)
+    rows = Rows(WatchedRun.open(made.store.root), seconds_at_a_time=0)
+    assert rows.behind == 3
+    site = Site(rows)
+    assert "2 shards are not read yet" in site.answer("/", "").body.decode(), "one more was, since nobody else was at it"
+    rows.keep_up()
+    assert rows.behind == 0
+    page = site.answer("/gallery", "").body.decode()
+    assert "not read yet" not in page
+    assert len(set(re.findall("/draws/([0-9a-f]{20})", page))) == 16
 
 
 def test_images_that_look_alike_stand_together_as_in_the_report_until_the_run_changes(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 """The metadata of a run that may still go on, as a table in DuckDB's memory; asked behind the walls of a query.
 
-A large run has many small files: opening them all takes seconds, too long for a page. So they are read once, and what is
-committed or judged later is taken in when it is there.
+A large run has many small files, and each takes milliseconds: too long for a page, or for one query of many. So they are read once, a
+part at a time where somebody waits for the first of them, and what is committed or judged later is taken in when it is there.
 """
 
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,17 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
-from jobs.judged import added_scorers, metadata_sources
+from jobs.judged import added_scorers, metadata_sources, read_judged
 from jobs.query import BEFORE_LOCK, Guard
 from jobs.run_dir import READERS, JobRecord, RunDir, damaged
 from pipeline.store import Store
 from schemas import layout
-from schemas.errors import QueryError
+from schemas.errors import QueryError, UserError
 from schemas.records import Marker
 from schemas.tables import metadata_schema
 
 STOP_SECONDS = 5.0  # queries are given to end
-ROWS_AT_A_TIME = 100_000  # that are read before they are put into the table
+ROWS_AT_A_TIME, SHARDS_AT_A_TIME = 100_000, 500  # that are read before they are put into the table
 
 
 class WatchedRun(RunDir):
@@ -60,10 +61,18 @@ class Rows:
     """Views ``metadata`` and ``failed`` of the committed shards.
 
     ``memory`` bounds the table and the queries together, ``timeout_seconds`` one query; ``look_seconds`` pass before the run is
-    looked at again.
+    looked at again. ``seconds_at_a_time`` bound what is read in one look; ``keep_up`` reads the rest.
     """
 
-    def __init__(self, run: RunDir, *, memory: str = "4GB", timeout_seconds: float = 15.0, look_seconds: float = 1.0) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        *,
+        memory: str = "4GB",
+        timeout_seconds: float | None = 15.0,
+        look_seconds: float = 1.0,
+        seconds_at_a_time: float | None = None,
+    ) -> None:
         self.run = run
         self._guard = {"memory": memory, "timeout_seconds": timeout_seconds, "views": "metadata and failed"}
         self._memory = memory
@@ -72,27 +81,52 @@ class Rows:
         self._asking: set[duckdb.DuckDBPyConnection] = set()
         self._stopped = False
         self._looked_at = 0.0
+        self._seconds = seconds_at_a_time
+        self._committed = 0
         self.changes = 0  # how often rows came, went or were judged anew
         self._table = self._empty(b"")
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in what was committed and judged since. Raises UserError, and keeps what it had."""
-        with self._lock:
-            if self._looked_at and time.monotonic() - self._looked_at < self._look_seconds:
+        """Take in what was committed and judged since, unless another thread is at it. Raises UserError, and keeps what it had."""
+        self._look(self._seconds)
+
+    def _look(self, seconds: float | None) -> None:
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            now = time.monotonic()
+            if self._looked_at and not self.behind and now - self._looked_at < self._look_seconds:
                 return
             judged = _index_of_verdicts(self.run)
             markers = {marker.shard_id: marker for marker in self.run.markers()}
             table = self._table if judged == self._table.judged else self._empty(judged)
             new = [marker for marker in markers.values() if table.shards.get(marker.shard_id) != marker]
             gone = sorted(table.shards.keys() - markers.keys())
-            if new or gone:
-                self._take(table, new, gone)
-            self.changes += bool(new or gone or table is not self._table)
+            self._committed = len(markers)
+            whole = table is not self._table and bool(self._table.shards)  # verdicts are old or new, never some of each
+            for part in self._parts(new) if new else [[]] if gone else []:
+                self._take(table, part, gone)
+                gone = []
+                self.changes += 1
+                if self._stopped or (seconds is not None and not whole and time.monotonic() - now > seconds):
+                    break
             if table is not self._table or not self._looked_at:
                 table.connection.execute("checkpoint")  # compresses a table in memory
             self._table = table
             self._looked_at = time.monotonic()
+        finally:
+            self._lock.release()
+
+    def keep_up(self) -> None:
+        """Read what is left to be read. What is damaged, the next ``refresh`` tells again."""
+        with suppress(UserError):
+            self._look(None)
+
+    @property
+    def behind(self) -> int:
+        """Committed shards that are not in the table yet."""
+        return max(0, self._committed - len(self._table.shards))
 
     @property
     def scorers(self) -> Sequence[str]:
@@ -136,6 +170,7 @@ class Rows:
     def stop(self) -> None:
         """End all queries that are under way and answer no further ones: DuckDB must be at rest when the process ends."""
         self._stopped = True
+        self._lock.acquire(timeout=STOP_SECONDS)  # and keep it: nothing is read any more
         until = time.monotonic() + STOP_SECONDS
         while self._asking and time.monotonic() < until:
             for cursor in list(self._asking):  # again, since an interrupt that comes before the query begins is lost
@@ -166,13 +201,22 @@ class Rows:
                 cursor.execute(f"delete from metadata where shard_id in ({', '.join(map(str, old))})")  # noqa: S608 - numbers
             for names, where, _ in metadata_sources(self.run, markers) if markers else ():
                 for some in _portions(names, draws):
-                    cursor.register("fresh", pa.concat_tables(pool.map(self._read, some), promote_options="default"))
+                    fresh = pa.concat_tables(pool.map(self._read, some), promote_options="default").combine_chunks()  # chunks cost
+                    cursor.register("fresh", fresh)
                     cursor.execute(f"insert into metadata by name select * from fresh where {where}")  # noqa: S608 - no text of a user
                     cursor.unregister("fresh")
             cursor.commit()
         for shard_id in gone:
             del table.shards[shard_id]
         table.shards.update({marker.shard_id: marker for marker in markers})
+
+    def _parts(self, markers: Sequence[Marker]) -> list[Sequence[Marker]]:
+        """Shards to take in at once: those of the tables of verdicts, then the others, some at a time."""
+        judged = read_judged(self.run.store)
+        covered = [marker for marker in markers if judged and judged.covers(marker)]
+        others = [marker for marker in markers if not (judged and judged.covers(marker))]
+        some = (others[first : first + SHARDS_AT_A_TIME] for first in range(0, len(others), SHARDS_AT_A_TIME))
+        return [part for part in (covered, *some) if part]
 
     def _read(self, name: str) -> pa.Table:
         try:
