@@ -38,8 +38,10 @@ def first_room(
     try:
         return room(config, cpu_threads)
     except ConfigError as error:
-        if config.address is None or not _said(_autoscaler):
+        if config.address is None:
             raise
+        if not _said(_autoscaler):
+            raise ConfigError(f"{error}; an autoscaler that is to start such a node must be Ray's second (docs/cluster.md)") from None
         refusal = error
     needs = Layout(
         room=0, num_gpus=config.gpus_per_actor or 0.0, num_cpus=float(cpu_threads), memory=int((config.memory_gb or 0) * 1e9)

@@ -20,7 +20,7 @@ from schemas.errors import RunFolderError
 from schemas.records import Marker, PlanIndex, Shard, Status
 from schemas.tables import SCHEMA_VERSION
 
-READERS = 16  # of commit markers, at a time
+READERS = 64  # of commit markers, at a time: an object store takes its time for each
 MARKERS_AT_ONCE = 4096  # in memory
 
 
@@ -156,7 +156,7 @@ class RunDir:
     def each_marker(self) -> Iterator[tuple[str, Marker | None]]:
         """Commit markers one by one, with their names, None for one that cannot be read; a few are in memory at a time."""
         names = self.store.list(layout.DONE)
-        with ThreadPoolExecutor(READERS, thread_name_prefix="markers") as pool:  # an object store takes its time for each
+        with ThreadPoolExecutor(READERS, thread_name_prefix="markers") as pool:
             for start in range(0, len(names), MARKERS_AT_ONCE):
                 part = names[start : start + MARKERS_AT_ONCE]
                 yield from zip(part, pool.map(self.marker, part), strict=True)

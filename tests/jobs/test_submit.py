@@ -225,7 +225,10 @@ class TestOnACluster:
         job_id = done.stdout.strip()
         listed = promptmill(environment, "jobs", "list", "--address", address).stdout
         assert re.search(rf"^{job_id}\tsucceeded\t.*\t{job.out}$", listed, re.M)
-        assert "images" in promptmill(environment, "jobs", "logs", job_id, "--address", address).stdout
+        for follow in ([], ["-f"]):
+            assert "images" in promptmill(environment, "jobs", "logs", job_id, *follow, "--address", address).stdout
+        late = promptmill(environment, "jobs", "cancel", job_id, "--address", address)
+        assert (late.returncode, late.stderr.startswith(f"promptmill: job {job_id}: has ended already (succeeded)")) == (2, True)
         assert "10 of 10" in promptmill(environment, "status", job.out).stdout.replace("draws", "").replace(",", "")
 
     def test_a_cancelled_job_keeps_its_batches_and_goes_on_when_submitted_again(self, cluster: tuple[str, dict], job: JobFile) -> None:
@@ -254,9 +257,10 @@ class TestOnACluster:
             assert (done.returncode, done.stdout) == (2, "")
             assert done.stderr.strip() == f"promptmill: job nothing: is not known at {address}; 'promptmill jobs list' shows those that are"
 
-    def test_a_wrong_token_is_told_in_one_line(self, cluster: tuple[str, dict]) -> None:
+    @pytest.mark.parametrize("token", [{"RAY_AUTH_TOKEN": "wrong" * 10}, {"RAY_AUTH_MODE": "disabled"}], ids=["wrong", "none"])
+    def test_a_wrong_token_is_told_in_one_line(self, cluster: tuple[str, dict], token: dict[str, str]) -> None:
         address, environment = cluster
-        done = promptmill(environment | {"RAY_AUTH_TOKEN": "wrong" * 10}, "jobs", "list", "--address", address)
+        done = promptmill(environment | token, "jobs", "list", "--address", address)
         assert done.returncode == 2
         assert done.stderr.startswith(f"promptmill: {address}: the token is missing or wrong; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN")
         assert len(done.stderr.strip().splitlines()) == 1
