@@ -75,6 +75,11 @@ class TaskQueue:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
+    @property
+    def next_is_deadly(self) -> bool:
+        """Whether a worker has died over the shard that is next."""
+        return bool(self._waiting) and self._waiting[0] in self._deadly
+
     def take(self) -> Task:
         """The next try."""
         shard_id = self._waiting.popleft()

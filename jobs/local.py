@@ -11,7 +11,7 @@ from schemas.records import ShardResult
 
 def run_local(order: WorkOrder, shard_ids: Sequence[int], control: Control) -> Iterator[ShardResult]:
     """Make the shards here, a few at a time: one samples while the others' files are written."""
-    worker = ShardWorker(order)
+    worker = ShardWorker(order, stopped=control.stop.is_set)
     control.on_ready(worker.stages.worker, worker.loading)
     queue = TaskQueue(shard_ids, control)
     running: dict[Future[ShardResult], Task] = {}
@@ -23,8 +23,6 @@ def run_local(order: WorkOrder, shard_ids: Sequence[int], control: Control) -> I
                     running[pool.submit(worker.run, task.shard_id, keep_failures=task.is_last)] = task
                 done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
                 control.on_sampled(worker.sampled)
-                if control.stop.is_set():
-                    worker.stop()
                 for future in done:
                     task = running.pop(future)
                     try:

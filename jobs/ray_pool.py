@@ -124,9 +124,13 @@ class _Pool:
                 raise next(iter(self._refused.values()), _none_ready())
 
     def _hand_out(self) -> None:
-        """Give each ready actor its next shards; the least busy first."""
+        """Give each ready actor its next shards; the least busy first. A shard that an actor died over gets one for itself: the next
+        death would take the others' tries.
+        """
         while self._queue and not self._control.stop.is_set():
-            free = [number for number in self._ready if self._in_flight[number] < self._capacity.get(number, SHARDS_AT_ONCE)]
+            alone = {number for number, task in self._running.values() if task.carefully}
+            limits = {number: 1 if self._queue.next_is_deadly else self._capacity.get(number, SHARDS_AT_ONCE) for number in self._ready}
+            free = [number for number in self._ready - alone if self._in_flight[number] < limits[number]]
             if not free:
                 return
             number = min(free, key=lambda n: (self._in_flight[n], n))

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,11 +58,14 @@ class ShardWorker:
     ``loading`` are the seconds that model and scorers took, with the import of their libraries.
     """
 
-    def __init__(self, order: WorkOrder) -> None:
-        """Load the models. Raises ModelError if this machine's files are not those of the plan."""
+    def __init__(self, order: WorkOrder, *, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Load the models. Raises ModelError if this machine's files are not those of the plan. Once ``stopped`` says so, it is
+        as if ``stop`` had been called.
+        """
         keep_freed_memory()
         config = JobConfig.model_validate(order.config)
         self._stop = threading.Event()
+        self._stopped = stopped
         self._lock = threading.Lock()
         self._to_sample: dict[int, int] = {}  # by shard, draws that are not sampled yet
         self._released: set[int] = set()
@@ -133,7 +136,7 @@ class ShardWorker:
                 self._released.add(shard_id)
 
     def _must_stop(self, shard_id: int) -> bool:
-        return self._stop.is_set() or shard_id in self._released
+        return self._stop.is_set() or self._stopped() or shard_id in self._released
 
     def _count(self, shard_id: int, num_draws: int) -> None:
         with self._lock:

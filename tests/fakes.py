@@ -3,7 +3,7 @@
 Words in a prompt make the fake model misbehave: ``RAISE`` (the batch raises), ``NAN`` (not finite),
 ``BLANK`` (one flat colour), ``EXIT`` (the process dies, once per marker file), ``SLOW`` (a twentieth of a second),
 ``SEGFAULT`` (the process dies), ``HANG`` (for ever), ``UNLESS path`` (raises until that file is there), ``UNTIL path``
-(slow until then), ``WAIT path`` (waits until then).
+(slow until then), ``WAIT path`` (waits until then; its process's id goes to ``path.begun``).
 """
 
 import contextlib
@@ -98,24 +98,30 @@ def load_small(card: ModelCard, config: ModelConfig) -> FakeModel:
 
 
 def load_one_slow(card: ModelCard, config: ModelConfig) -> FakeModel:
-    """A model that takes a second for a batch in the first process that loads it, and does not begin before a second one has."""
-    first = Path(os.environ["PROMPTMILL_TEST_SLOW"])
-    second = first.with_suffix(".second")
+    """A model that, in the first process that loads it, does no batch before the file ``slow.alone`` is there, and takes two seconds
+    for each one until ``slow.enough`` is there; the others begin once it has begun.
+    """
+    folder = Path(os.environ["PROMPTMILL_TEST_NODE"])
+    begun, alone, enough = folder / "slow.begun", folder / "slow.alone", folder / "slow.enough"
     model = FakeModel()
-    try:
-        first.touch(exist_ok=False)
-    except FileExistsError:
-        second.touch()
-        return model
     generate = model.generate
+    try:
+        (folder / "slow").touch(exist_ok=False)
+    except FileExistsError:
+        is_slow = False
+    else:
+        is_slow = True
 
-    def slowly(draws: Sequence[Draw], conditions: Sequence[Conditions] = ()) -> Generated:
-        while not second.exists():
+    def in_turn(draws: Sequence[Draw], conditions: Sequence[Conditions] = ()) -> Generated:
+        if is_slow:
+            begun.touch()
+        _wait_for(alone if is_slow else begun)
+        until = time.monotonic() + 2
+        while is_slow and not enough.exists() and time.monotonic() < until:
             time.sleep(0.02)
-        time.sleep(1.0)
         return generate(draws, conditions)
 
-    model.generate = slowly
+    model.generate = in_turn
     return model
 
 
@@ -129,7 +135,7 @@ def load_mortal(card: ModelCard, config: ModelConfig) -> FakeModel:
     def die(step: str | None) -> None:
         with contextlib.suppress(FileExistsError):
             if step:
-                Path(os.environ["PROMPTMILL_TEST_DEATHS"], step).touch(exist_ok=False)
+                Path(os.environ["PROMPTMILL_TEST_NODE"], f"at {step}").touch(exist_ok=False)
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def before(step: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -280,6 +286,13 @@ def _image(draw: Draw) -> np.ndarray:
     return np.random.default_rng(draw.seed).integers(0, 256, (draw.height, draw.width, 3), dtype=np.uint8)
 
 
+def _wait_for(file: Path) -> None:
+    until = time.monotonic() + 200
+    while not file.exists():
+        assert time.monotonic() < until, f"{file} does not come"
+        time.sleep(0.02)
+
+
 def _misbehave(prompt: str) -> None:
     if "SLOW" in prompt:
         time.sleep(SLOW_SECONDS)
@@ -291,9 +304,8 @@ def _misbehave(prompt: str) -> None:
         time.sleep(3600)
     if "WAIT" in prompt:
         file = Path(prompt.split("WAIT ", 1)[1])
-        file.with_suffix(".begun").touch()
-        while not file.exists():
-            time.sleep(0.02)
+        file.with_suffix(".begun").write_text(str(os.getpid()))
+        _wait_for(file)
     if "UNLESS" in prompt and not Path(prompt.split("UNLESS ", 1)[1]).exists():
         raise RuntimeError("the file is not there")
     if "RAISE" in prompt:

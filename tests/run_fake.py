@@ -2,20 +2,20 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from jobs.run import run
 from tests.fakes import LOADER, fake_job
 
-JOB = {"prompts": {"texts": [f"SLOW picture {n}" for n in range(72)], "draws_per_prompt": 2}, "sampling": {"batch_size": 4}}
-
 
 def main() -> int:
     out, kind = Path(sys.argv[1]), sys.argv[2]
-    sections = JOB | {"executor": {"kind": kind, "actors": 2}}
+    sections = {"executor": {"kind": kind, "actors": 2}}
     for name, value in json.loads(sys.argv[3] if len(sys.argv) > 3 else "{}").items():
         sections[name] = sections.get(name, {}) | value
-    return run(fake_job(out.parent, **sections), out=out, model_loader=LOADER, on_message=print).exit_code
+    said = partial(print, flush=True)
+    return run(fake_job(out.parent, **sections), out=out, model_loader=LOADER, on_message=said).exit_code
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 The fake model stands in for diffusers here; tests/jobs/test_demo.py makes the same promises with the real one.
 """
 
+import contextlib
 import json
 import os
 import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 LOCAL, RAY1, RAY2 = {"kind": "local"}, {"kind": "ray", "actors": 1}, {"kind": "ray", "actors": 2}
-executors = pytest.mark.parametrize("executor", [LOCAL, pytest.param(RAY2, marks=pytest.mark.slow)], ids=["local", "ray"])
+executors = pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
 VOLATILE = (layout.DONE, layout.EVENTS, layout.JOB)
+
+
+@dataclass(frozen=True)
+class RayNode:
+    """A Ray node for many runs, one after the other. In ``folder`` the models that misbehave note what they did."""
+
+    address: str
+    folder: Path
 
 
 def make(prepared: Prepared, out: Path, **options) -> run_verb.RunReport:
@@ -56,11 +66,45 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return dataset(folder / "run")
 
 
+@pytest.fixture(scope="module")
+def ray_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNode]:
+    """Two cores. Ray's start takes longer than most runs of this module; those that start it themselves are in others: once a process
+    has done that, it finds no workers on a node that it knew before.
+    """
+    from ray.cluster_utils import Cluster
+
+    folder = tmp_path_factory.mktemp("node")
+    with pytest.MonkeyPatch.context() as patch:  # its workers have the environment of this moment
+        patch.setenv("RAY_raylet_start_wait_time_s", "120")
+        patch.setenv("PROMPTMILL_TEST_NODE", str(folder))
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield RayNode(made.address, folder)
+    with contextlib.suppress(Exception):
+        made.shutdown()
+
+
+@pytest.fixture
+def ray1(ray_node: RayNode) -> dict:
+    """One actor on that node."""
+    return RAY1 | {"address": ray_node.address}
+
+
+@pytest.fixture
+def ray2(ray_node: RayNode) -> dict:
+    """Two actors on that node."""
+    return RAY2 | {"address": ray_node.address}
+
+
+@pytest.fixture
+def executor(request: pytest.FixtureRequest) -> dict:
+    return LOCAL if request.param == "local" else request.getfixturevalue("ray2")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", [RAY1, RAY2], ids=["one actor", "two actors"])
-def test_ray_writes_the_bytes_of_a_local_run(tmp_path: Path, reference: dict[str, bytes], executor: dict) -> None:
-    report = make(fake_job(tmp_path, executor=executor), tmp_path / "run")
-    assert (report.exit_code, report.accepted, report.workers) == (0, 20, executor["actors"])
+@pytest.mark.parametrize("actors", [1, 2])
+def test_ray_writes_the_bytes_of_a_local_run(tmp_path: Path, reference: dict[str, bytes], ray1: dict, actors: int) -> None:
+    report = make(fake_job(tmp_path, executor=ray1 | {"actors": actors}), tmp_path / "run")
+    assert (report.exit_code, report.accepted, report.workers) == (0, 20, actors)
     assert dataset(tmp_path / "run") == reference
 
 
@@ -137,9 +181,8 @@ def test_the_report_counts_a_shard_whose_worker_died_before_it_said_so(tmp_path:
 
 @executors
 def test_a_stopped_run_commits_and_resumes_to_the_same_bytes(tmp_path: Path, executor: dict) -> None:
-    texts = [f"SLOW picture {n}" for n in range(120)]
-    job = fake_job(tmp_path, prompts={"texts": texts, "draws_per_prompt": 1}, executor=executor)
-    make(fake_job(tmp_path, prompts={"texts": texts, "draws_per_prompt": 1}), tmp_path / "whole")
+    prompts = {"texts": [f"picture {n} UNTIL {tmp_path / 'stopped'}" for n in range(120)], "draws_per_prompt": 1}
+    job = fake_job(tmp_path, prompts=prompts, executor=executor)
     stop = threading.Event()
 
     def on_tally(tally: run_verb.Tally) -> None:
@@ -151,8 +194,10 @@ def test_a_stopped_run_commits_and_resumes_to_the_same_bytes(tmp_path: Path, exe
     assert report.stopped
     assert report.exit_code == 130
     assert report.made_now < 120
+    (tmp_path / "stopped").touch()
     report = make(job, tmp_path / "run")
     assert (report.exit_code, report.accepted) == (0, 120)
+    make(fake_job(tmp_path, prompts=prompts), tmp_path / "whole")
     assert dataset(tmp_path / "run") == dataset(tmp_path / "whole")
     assert events(tmp_path / "run").count("resume") == 1
 
@@ -235,10 +280,10 @@ def test_a_model_that_always_fails_stops_the_job(tmp_path: Path, executor: dict)
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_in_a_shard_is_replaced(tmp_path: Path) -> None:
+def test_a_worker_that_dies_in_a_shard_is_replaced(tmp_path: Path, ray2: dict) -> None:
     texts = [f"picture {n}" for n in range(20)]
     texts[11] = f"EXIT {tmp_path / 'died'}"
-    report = make(fake_job(tmp_path, prompts={"texts": texts}, executor=RAY2), tmp_path / "run")
+    report = make(fake_job(tmp_path, prompts={"texts": texts}, executor=ray2), tmp_path / "run")
     assert (tmp_path / "died").exists()
     assert (report.exit_code, report.accepted) == (0, 40)
     assert {"worker_lost", "shard_retry"} <= set(events(tmp_path / "run"))
@@ -247,31 +292,35 @@ def test_a_worker_that_dies_in_a_shard_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kill_9_of_an_actor_in_a_shard_changes_nothing(tmp_path: Path) -> None:
-    out, killed = tmp_path / "run", []
-    job = fake_job(tmp_path, prompts={"texts": [f"SLOW picture {n}" for n in range(40)]}, executor=RAY2)
+def test_kill_9_of_an_actor_in_a_shard_changes_nothing(tmp_path: Path, ray2: dict) -> None:
+    out, killed = tmp_path / "run", tmp_path / "killed"
+    prompts = {"texts": [f"picture {n}" for n in range(20)] + [f"WAIT {killed}"] + [f"picture {n}" for n in range(21, 40)]}
 
     def on_tally(tally: run_verb.Tally) -> None:
-        if tally.sampled > 8 and not killed:
-            worker = next(json.loads(line)["worker"] for line in (out / layout.EVENTS).read_text().splitlines() if "worker_ready" in line)
-            killed.append(int(worker.split(":")[1]))
-            os.kill(killed[0], signal.SIGKILL)
+        begun = killed.with_suffix(".begun")
+        if not killed.exists() and begun.exists() and (pid := begun.read_text()):
+            os.kill(int(pid), signal.SIGKILL)
+            killed.touch()
 
-    report = make(job, out, on_tally=on_tally)
-    assert killed
+    report = make(fake_job(tmp_path, prompts=prompts, executor=ray2), out, on_tally=on_tally)
     assert (report.exit_code, report.accepted) == (0, 80)
-    assert "worker_lost" in events(out)
-    make(fake_job(tmp_path, prompts={"texts": [f"SLOW picture {n}" for n in range(40)]}), tmp_path / "undisturbed")
+    assert events(out).count("worker_lost") == 1
+    make(fake_job(tmp_path, prompts=prompts), tmp_path / "undisturbed")
     assert dataset(out) == dataset(tmp_path / "undisturbed")
 
 
 @pytest.mark.slow
-def test_one_slow_worker_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It begins two shards, of ten seconds each on its device; the idle worker goes on with one of them."""
-    monkeypatch.setenv("PROMPTMILL_TEST_SLOW", str(tmp_path / "first"))
+def test_one_slow_worker_does_not_hold_up_the_end(tmp_path: Path, ray_node: RayNode, ray2: dict) -> None:
+    """It begins two shards, and gets no batch done before the others are made; the idle worker goes on with one of its two."""
     sections = {"prompts": {"texts": [f"picture {n}" for n in range(240)], "draws_per_prompt": 1}, "output": {"shard_size": 40}}
-    job = fake_job(tmp_path, **sections, executor=RAY2)
-    report = run_verb.run(job, out=tmp_path / "run", model_loader="tests.fakes:load_one_slow")
+    job = fake_job(tmp_path, **sections, executor=ray2)
+
+    def on_tally(tally: run_verb.Tally) -> None:
+        for name, draws in {"slow.alone": 160, "slow.enough": 200}.items():
+            if tally.committed >= draws:
+                (ray_node.folder / name).touch()
+
+    report = run_verb.run(job, out=tmp_path / "run", model_loader="tests.fakes:load_one_slow", on_tally=on_tally)
     assert (report.exit_code, report.accepted) == (0, 240)
     log = [json.loads(line) for line in (tmp_path / "run" / layout.EVENTS).read_text().splitlines()]
     made = Counter(event["worker"] for event in log if event["event"] == "shard_done")
@@ -282,12 +331,10 @@ def test_one_slow_worker_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_kill_9_of_an_actor_at_any_step_of_a_shard_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "deaths").mkdir()
-    monkeypatch.setenv("PROMPTMILL_TEST_DEATHS", str(tmp_path / "deaths"))
-    job = fake_job(tmp_path, executor=RAY1 | {"max_attempts": 20})
+def test_kill_9_of_an_actor_at_any_step_of_a_shard_changes_nothing(tmp_path: Path, ray_node: RayNode, ray1: dict) -> None:
+    job = fake_job(tmp_path, executor=ray1 | {"max_attempts": 20})
     report = run_verb.run(job, out=tmp_path / "run", model_loader="tests.fakes:load_mortal")
-    assert sorted(os.listdir(tmp_path / "deaths")) == sorted(DEATHS)
+    assert sorted(file.name for file in ray_node.folder.glob("at *")) == sorted(f"at {step}" for step in DEATHS)
     assert events(tmp_path / "run").count("worker_lost") == len(DEATHS)
     assert (report.exit_code, report.accepted) == (0, 20)
     make(fake_job(tmp_path), tmp_path / "undisturbed")
@@ -295,10 +342,11 @@ def test_kill_9_of_an_actor_at_any_step_of_a_shard_changes_nothing(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_prompt_that_kills_every_worker_is_dead_lettered_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_a_prompt_that_kills_every_worker_is_dead_lettered_and_the_rest_goes_on(tmp_path: Path, ray1: dict) -> None:
+    """On one worker, so that the other shard waits there for its turn."""
     texts = [f"picture {n}" for n in range(12)]
     texts[5] = "SEGFAULT"
-    job = fake_job(tmp_path, prompts={"texts": texts, "draws_per_prompt": 1}, executor=RAY2)
+    job = fake_job(tmp_path, prompts={"texts": texts, "draws_per_prompt": 1}, executor=ray1)
     report = make(job, tmp_path / "run")
     assert (report.exit_code, report.accepted, report.failed, report.abandoned) == (1, 11, 1, 0)
     failed = [row for row in pq.read_table(tmp_path / "run" / "metadata").to_pylist() if row["status"] == "failed"]
@@ -309,10 +357,10 @@ def test_a_prompt_that_kills_every_worker_is_dead_lettered_and_the_rest_goes_on(
 
 
 @pytest.mark.slow
-def test_a_worker_that_hangs_is_killed_and_its_prompt_found(tmp_path: Path) -> None:
+def test_a_worker_that_hangs_is_killed_and_its_prompt_found(tmp_path: Path, ray2: dict) -> None:
     texts = [f"picture {n}" for n in range(6)]
     texts[1] = "HANG"
-    executor = RAY2 | {"batch_seconds": 2.0}
+    executor = ray2 | {"batch_seconds": 2.0}
     job = fake_job(tmp_path, prompts={"texts": texts, "draws_per_prompt": 1}, sampling={"batch_size": 2}, executor=executor)
     report = make(job, tmp_path / "run")
     assert (report.exit_code, report.accepted, report.failed) == (1, 5, 1)
