@@ -273,10 +273,10 @@ def make_outcome(draw: Draw | None = None, **changes: Any) -> Outcome:
     return Outcome(**fields | changes)
 
 
-def _wait_for(gate: Path) -> None:
+def _wait_for(file: Path) -> None:
     until = time.monotonic() + 600
-    while not gate.exists():
-        assert time.monotonic() < until, "the gate stays closed"
+    while not file.exists():
+        assert time.monotonic() < until, f"{file} does not come"
         time.sleep(0.02)
 
 
@@ -284,13 +284,6 @@ def _image(draw: Draw) -> np.ndarray:
     if "BLANK" in draw.prompt:
         return np.zeros((draw.height, draw.width, 3), np.uint8)
     return np.random.default_rng(draw.seed).integers(0, 256, (draw.height, draw.width, 3), dtype=np.uint8)
-
-
-def _wait_for(file: Path) -> None:
-    until = time.monotonic() + 200
-    while not file.exists():
-        assert time.monotonic() < until, f"{file} does not come"
-        time.sleep(0.02)
 
 
 def _misbehave(prompt: str) -> None:

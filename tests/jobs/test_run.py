@@ -78,7 +78,7 @@ def ray_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNode]:
         patch.setenv("RAY_raylet_start_wait_time_s", "120")
         patch.setenv("PROMPTMILL_TEST_NODE", str(folder))
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    yield RayNode(made.address, folder)
+    yield RayNode(str(made.address), folder)
     with contextlib.suppress(Exception):
         made.shutdown()
 
