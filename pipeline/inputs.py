@@ -56,6 +56,7 @@ class InputReader:
             where, value = f"{where} {value}", self._read_file(value, where)
         if not isinstance(value, bytes):
             raise PromptError(f"{where}: is {type(value).__name__}; give a path, or bytes in a Parquet column")
+        _refuse_large(len(value), f"{where}:")
         width, height = _size(value, where)
         return InputImage(sha256=hashlib.sha256(value).hexdigest(), data=value, width=width, height=height)
 
@@ -67,8 +68,7 @@ class InputReader:
             raise PromptError(f"{where}: {name} lies outside {self._allowed[0]}; add its folder to prompts.image_folders")
         if not path.is_file():
             raise PromptError(f"{where}: there is no file {path}; paths are relative to the prompt file's folder")
-        if path.stat().st_size > MAX_BYTES:
-            raise PromptError(f"{where}: {name} has {path.stat().st_size:,} bytes, more than {MAX_BYTES:,}; scale it down")
+        _refuse_large(path.stat().st_size, f"{where}: {name}")
         return path.read_bytes()
 
 
@@ -115,6 +115,11 @@ def canny(image_HWC: np.ndarray, low: int, high: int) -> np.ndarray:
     import cv2
 
     return np.repeat(cv2.Canny(np.ascontiguousarray(image_HWC), low, high)[:, :, None], 3, axis=2)
+
+
+def _refuse_large(num_bytes: int, what: str) -> None:
+    if num_bytes > MAX_BYTES:
+        raise PromptError(f"{what} has {num_bytes:,} bytes, more than {MAX_BYTES:,}; scale it down")
 
 
 def _size(data: bytes, where: str) -> tuple[int, int]:

@@ -90,8 +90,9 @@ def test_large_files_and_decompression_bombs_are_refused_by_their_header(folder:
     with pytest.raises(PromptError, match=r"has 20000 x 20000 pixels, more than|is no image"):
         InputReader(folder).read(bomb, "row 0")
     monkeypatch.setattr(inputs, "MAX_BYTES", 10)
-    with pytest.raises(PromptError, match=r"has 7. bytes, more than 10"):
-        InputReader(folder).read("a.png", "row 0")
+    for value, name in (("a.png", " a.png"), (png(), "")):
+        with pytest.raises(PromptError, match=rf"^row 0:?{name}:? has 7. bytes, more than 10"):
+            InputReader(folder).read(value, "row 0")
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ ROWS: list[tuple[str, Mode]] = [
     ("sd-t2i", "control"),
     ("sdxl-t2i", "control"),
 ]
+NO_NEGATIVE = ("flux", "lcm")
 WITH_REFERENCE: list[tuple[str, Mode]] = [  # and an image that is a prompt beside what the mode takes
     *[(family, mode) for family in ("sd", "sdxl") for mode in ("image-to-image", "inpainting", "control")],
     ("sd-wide", "inpainting"),
@@ -116,9 +117,10 @@ def test_an_image_depends_on_its_inputs_and_on_no_neighbour_and_no_slot(loaded: 
     second = images(model, mode, (1, 1), (5, 6), (7, 8))
     assert first.shape == (3, 32, 32, 3)
     assert np.array_equal(first[1], second[0])
-    same_input, same_draw = images(model, mode, (0, 0), (9, 1), (1, 3))[1:]
-    assert not np.array_equal(first[1], same_input)
-    assert not np.array_equal(first[1], same_draw)
+    other_seed, other_negative = a_draw(1, mode, seed=5), a_draw(1, mode, negative_prompt="" if family in NO_NEGATIVE else "a blue circle")
+    scale = modes.INPUT_SCALE.get(type(model._pipe).__name__, 1)  # type: ignore[attr-defined]
+    others = model.generate([other_seed, a_draw(1, mode), other_negative], [inputs(index, mode, scale) for index in (1, 3, 1)]).images_NHWC
+    assert [np.array_equal(first[1], other) for other in others] == [False, False, family in NO_NEGATIVE]
 
 
 @pytest.mark.parametrize(("family", "mode"), [row for row in ROWS if row[0] != "lcm"])
