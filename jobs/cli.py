@@ -4,6 +4,7 @@ Heavy packages are imported inside the commands, so that ``--help`` and ``query`
 """
 
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -306,10 +307,13 @@ def verify(run: str | Path, regenerate: int, samples: Sequence[str]) -> None:
 @click.option("--where", default="status = 'accepted'", show_default=True, help="SQL condition on the metadata.")
 @click.option("--limit", default=64, show_default=True, type=click.IntRange(1, 1000), help="Images on the sheet.")
 def show(run: str | Path, png: Path, where: str, limit: int) -> None:
-    """Write a contact sheet of a run's images, each with its prompt and score."""
+    """Write a contact sheet of a run's images, each with its prompt and score; a terminal that draws pictures shows it."""
     from jobs.show import contact_sheet
+    from jobs.terminal_picture import terminal_picture
 
     count = contact_sheet(run, png, where=where, limit=limit)
+    if sys.stdout.isatty() and (picture := terminal_picture(png.read_bytes(), os.environ)):
+        click.echo(picture)
     click.echo(f"{png}: {count} images")
 
 

@@ -42,7 +42,7 @@ def _rows(run: str | Path, where: str, limit: int) -> list[dict[str, Any]]:
     score = f"{scorers[0]}_score" if scorers else "null"
     sql = (
         f"select i.image.bytes as bytes, m.prompt, m.status, m.reason, {score} as score"  # noqa: S608 - the run is read-only to it
-        f" from (select * from metadata where {where}) m join images i using (sample_id)"
+        f" from (select * from metadata where {where}\n) m join images i using (sample_id)"
         f" order by m.shard_id, m.prompt_id, m.draw_index limit {limit}"
     )
     return query([run], sql).to_pylist()
