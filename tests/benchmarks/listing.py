@@ -53,7 +53,7 @@ def measure(shards: int, pause_seconds: float) -> list[tuple[str, int, float, fl
     server.start()
     found: list[tuple[str, int, float, float]] = []
     try:
-        with patch.dict(os.environ, ENVIRONMENT, AWS_ENDPOINT_URL=address.get(timeout=60)):
+        with patch.dict(os.environ, ENVIRONMENT, AWS_ENDPOINT_URL=address.get(timeout=200)):
             store = open_store("s3://bucket/run")
             job: Any = None  # which the markers do not need
             run = RunDir(store, job)
