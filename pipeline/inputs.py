@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pipeline.store import is_url, open_objects
 from schemas.errors import PromptError
 from schemas.records import Draw, InputImage
 
@@ -42,11 +43,15 @@ class Conditions:
 
 
 class InputReader:
-    """Reads the images that a prompt source names or holds. Paths are relative to ``folder``."""
+    """Reads the images that a prompt source names or holds. Paths are relative to ``folder``.
 
-    def __init__(self, folder: Path, allowed: Sequence[Path] = ()) -> None:
+    ``allowed`` are further folders, and URLs of folders in an object store.
+    """
+
+    def __init__(self, folder: Path, allowed: Sequence[str | Path] = ()) -> None:
         self._folder = folder
-        self._allowed = [path.resolve() for path in (folder, *allowed)]
+        self._allowed = [Path(path).resolve() for path in (folder, *allowed) if not is_url(path)]
+        self._stores = {root: open_objects(root) for root in (str(path).rstrip("/") for path in allowed if is_url(path))}
 
     def read(self, value: object, where: str) -> InputImage:
         """The image of a path, of bytes, or of a struct with ``bytes`` or ``path``. Raises PromptError."""
@@ -61,8 +66,8 @@ class InputReader:
         return InputImage(sha256=hashlib.sha256(value).hexdigest(), data=value, width=width, height=height)
 
     def _read_file(self, name: str, where: str) -> bytes:
-        if "://" in name:
-            raise PromptError(f"{where}: {name} is a URL; input images are read from local folders: download it first")
+        if is_url(name):
+            return self._read_object(name, where)
         path = (self._folder / name).resolve()
         if not any(path.is_relative_to(folder) for folder in self._allowed):
             raise PromptError(f"{where}: {name} lies outside {self._allowed[0]}; add its folder to prompts.image_folders")
@@ -70,6 +75,20 @@ class InputReader:
             raise PromptError(f"{where}: there is no file {path}; paths are relative to the prompt file's folder")
         _refuse_large(path.stat().st_size, f"{where}: {name}")
         return path.read_bytes()
+
+    def _read_object(self, url: str, where: str) -> bytes:
+        root = next((root for root in self._stores if url.startswith(f"{root}/")), None)
+        if root is None or ".." in url.split("/"):
+            raise PromptError(
+                f"{where}: {url} is a URL in no folder of prompts.image_folders; name its folder there, as in s3://bucket/pictures,"
+                " or download it"
+            )
+        try:
+            data, num_bytes = self._stores[root].start(url.removeprefix(f"{root}/"), MAX_BYTES)
+        except FileNotFoundError:
+            raise PromptError(f"{where}: there is no object {url}") from None
+        _refuse_large(num_bytes, f"{where}: {url}")
+        return data
 
 
 def conditions(draw: Draw, get: Callable[[str], bytes]) -> Conditions:

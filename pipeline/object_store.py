@@ -68,6 +68,12 @@ class ObjectStore:
         return obstore.get(self.client, name).bytes().to_bytes()
 
     @_told
+    def start(self, name: str, num_bytes: int) -> tuple[bytes, int]:
+        """(its first so many bytes, bytes that it has in all). Raises FileNotFoundError."""
+        found = obstore.get(self.client, name, options={"range": (0, num_bytes)})
+        return found.bytes().to_bytes(), int(found.meta["size"])
+
+    @_told
     def exists(self, name: str) -> bool:
         try:
             obstore.head(self.client, name)
@@ -169,7 +175,7 @@ class _Differs(Exception):
 def _checked(root: str) -> str:
     parts = urlsplit(root)
     if parts.scheme not in SCHEMES:
-        raise RunFolderError(f"{root}: a run folder is a local path, or a URL that begins with s3:// or gs://")
+        raise RunFolderError(f"{root}: a folder is a local path, or a URL that begins with s3:// or gs://")
     if "@" in parts.netloc:
         raise RunFolderError(
             f"{parts.scheme}://{parts.hostname}{parts.path}: credentials do not belong into a URL; give them in the environment"

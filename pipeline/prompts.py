@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pipeline.inputs import InputReader
+from pipeline.store import is_url
 from pipeline.templates import template_rows
 from schemas.config import PROMPT_COLUMNS, SAMPLING_COLUMNS, PromptsConfig, SamplingConfig
 from schemas.errors import PromptError
@@ -52,7 +53,7 @@ def read_prompts(config: PromptsConfig, *, base_dir: Path, mode: Mode = "text-to
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise PromptError(f"{path}: {path.suffix or 'no suffix'} is not a prompt format; use one of: {' '.join(readers)}")
-    images = InputReader(path.parent, [base_dir / folder for folder in config.image_folders])
+    images = InputReader(path.parent, [folder if is_url(folder) else base_dir / folder for folder in config.image_folders])
     return _prompts(reader(path), str(path), "row" if reader is _parquet else "line", images, wanted)
 
 

@@ -163,7 +163,9 @@ class PromptsConfig(Section):
     sample_seed: int = Field(default=0, ge=0, description="seed of the drawn combinations")
     max_prompts: int = Field(default=100_000, ge=1, description="a template that makes more is refused")
     image_folders: list[str] = Field(
-        default_factory=list, description="further folders that input images may lie in; always allowed is the prompt file's own"
+        default_factory=list,
+        description="further folders that input images may lie in, also of an object store, s3://bucket/pictures;"
+        " always allowed is the prompt file's own",
     )
     draws_per_prompt: int = Field(default=1, ge=1, description="images to make of each prompt, each with its own seed")
     expand: ExpandConfig | None = Field(default=None, description="prompts rewritten by a language model: see below")

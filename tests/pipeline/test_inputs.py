@@ -1,6 +1,7 @@
 """Images from users: what is refused at once, what is mended in silence never, and what the sampler gets to see."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from PIL import Image
 from pipeline import inputs
 from pipeline.inputs import BadInput, InputReader, conditions
 from pipeline.prompts import read_prompts
+from pipeline.store import open_store
 from schemas.config import PromptsConfig
-from schemas.errors import PromptError
+from schemas.errors import PromptError, RunFolderError
 from schemas.modes import Mode
 from tests.fakes import make_draw
+from tests.s3 import BUCKET, s3_server
 
 
 def png(width: int = 8, height: int = 8, mode: str = "RGB", colour: object = (200, 40, 40), **options: object) -> bytes:
@@ -73,7 +76,7 @@ def test_a_path_out_of_the_folder_is_refused_unless_it_is_allowed(folder: Path, 
     ("value", "message"),
     [
         ("none.png", "there is no file"),
-        ("https://127.0.0.1/a.png", "is a URL; input images are read from local folders"),
+        ("https://127.0.0.1/a.png", "is a URL in no folder of prompts.image_folders; name its folder there"),
         (7, "is int; give a path, or bytes"),
         (b"GIF89a not an image", "is no image that can be read; use one of: PNG, JPEG, WEBP, BMP, TIFF"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is no image that can be read"),
@@ -93,6 +96,37 @@ def test_large_files_and_decompression_bombs_are_refused_by_their_header(folder:
     for value, name in (("a.png", " a.png"), (png(), "")):
         with pytest.raises(PromptError, match=rf"^row 0:?{name}:? has 7. bytes, more than 10"):
             InputReader(folder).read(value, "row 0")
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    with s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.mark.usefixtures("s3")
+def test_an_image_may_lie_in_an_object_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pictures/a.png", "other/a.png"):
+        open_store(f"s3://{BUCKET}/{name.split('/')[0]}").put("a.png", png())
+    allowed = f"s3://{BUCKET}/pictures/"
+    (folder / "p.csv").write_text(f"prompt,init_image\nx,{allowed}a.png\ny,a.png\n")
+    found = read_prompts(PromptsConfig(file="p.csv", image_folders=[allowed]), base_dir=folder, mode="image-to-image")
+    assert len({prompt.images["init"].sha256 for prompt in found}) == 1
+    reader = InputReader(folder, [allowed])
+    for name, message in {
+        f"s3://{BUCKET}/other/a.png": "row 0: s3://bucket/other/a.png is a URL in no folder of prompts.image_folders",
+        f"{allowed}../other/a.png": "row 0: s3://bucket/pictures/../other/a.png is a URL in no folder of",
+        f"{allowed}b.png": "row 0: there is no object s3://bucket/pictures/b.png",
+    }.items():
+        with pytest.raises(PromptError, match=message.replace(".", r"\.")):
+            reader.read(name, "row 0")
+    with pytest.raises(
+        RunFolderError, match=r"https://127.0.0.1/pictures: a folder is a local path, or a URL that begins with s3:// or gs://"
+    ):
+        InputReader(folder, ["https://127.0.0.1/pictures"])
+    monkeypatch.setattr(inputs, "MAX_BYTES", 10)
+    with pytest.raises(PromptError, match=r"pictures/a.png has 7. bytes, more than 10"):
+        reader.read(f"{allowed}a.png", "row 0")
 
 
 @pytest.mark.parametrize(
