@@ -1,5 +1,6 @@
 """The pipeline against a bare diffusers loop, in turns; and what the comparison prints."""
 
+import statistics
 from xml.etree import ElementTree
 
 import pytest
@@ -11,9 +12,16 @@ from tests.conftest import REPOSITORY
 
 @pytest.mark.slow
 def test_the_pipeline_keeps_up_with_a_bare_loop() -> None:
-    """Scores, files and checksums included. Two quick rounds are noisy; docs/speed.md has the figures."""
-    found = measure(REPOSITORY / "configs" / "demo.yaml", ["bare_loop", "promptmill_ray"], rounds=2, draws=128)
-    assert ratio(found["promptmill_ray"], found["bare_loop"]) >= 0.8, found
+    """Scores, files and checksums included. A quick round is noisy: a second one is asked where the first is not clear; docs/speed.md
+    has the figures.
+    """
+    ratios: list[float] = []
+    for clear in (0.95, 0.8):
+        found = measure(REPOSITORY / "configs" / "demo.yaml", ["bare_loop", "promptmill_ray"], rounds=1, draws=128)
+        ratios.append(ratio(found["promptmill_ray"], found["bare_loop"]))
+        if statistics.median(ratios) >= clear:
+            return
+    pytest.fail(f"{ratios} of the bare loop's speed")
 
 
 def measured(way: str, *rates: float) -> Measured:
