@@ -41,6 +41,9 @@ def bundle(config_path: Path, folder: Path, *, out: str | None = None, overrides
         source = base_dir / Path(config.prompts.file).expanduser()
         _copy(source, folder / source.name, "prompts.file")
         raw["prompts"]["file"] = source.name
+    if config.prompts.template and (base_dir / config.prompts.wildcards).is_dir():
+        _copy(base_dir / config.prompts.wildcards, folder / "wildcards", "prompts.wildcards")
+        raw["prompts"]["wildcards"] = "wildcards"
     for name, scorer in config.scorers.items():
         module = scorer.type.partition(":")[0]
         file = own_file(module, base_dir)
@@ -89,13 +92,13 @@ def _refuse_local(config: JobConfig, base_dir: Path) -> None:
 
 def _copy(source: Path, target: Path, key: str) -> None:
     try:
-        num_bytes = source.stat().st_size
+        num_bytes = sum(file.stat().st_size for file in (source.rglob("*") if source.is_dir() else (source,)))
         if num_bytes > LARGEST_BYTES:
             raise ConfigError(
                 f"{key} {source}: {num_bytes / 1024**2:,.0f} MiB are too many to travel with a job (at most {LARGEST_BYTES // 1024**2});"
                 " put the file where every machine sees it and run 'promptmill run' on the head instead"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
     except OSError as error:
         raise ConfigError(f"{key} {source}: cannot be read: {error.strerror}; it must travel with the job") from None

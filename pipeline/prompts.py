@@ -1,4 +1,4 @@
-"""Prompt sources as a stream of ``Prompt``: txt, csv, jsonl, parquet, or texts or templates from the configuration.
+"""Prompt sources as a stream of ``Prompt``: txt, csv, jsonl, parquet, a dataset on disk, or texts or templates from the configuration.
 
 One row is held at a time, with its input images. Every problem names the file and the row.
 """
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pipeline.inputs import InputReader
+from pipeline.prompt_dataset import dataset_rows
 from pipeline.store import is_url
 from pipeline.templates import template_rows
 from schemas.config import PROMPT_COLUMNS, SAMPLING_COLUMNS, PromptsConfig, SamplingConfig
@@ -47,13 +48,15 @@ def read_prompts(config: PromptsConfig, *, base_dir: Path, mode: Mode = "text-to
         return _prompts(rows, "prompts.template", "combination", InputReader(base_dir), wanted)
     assert config.file is not None  # PromptsConfig demands one of the three
     path = base_dir / config.file
+    images = InputReader(path.parent, [folder if is_url(folder) else base_dir / folder for folder in config.image_folders])
+    if path.is_dir():
+        return _prompts(dataset_rows(path), str(path), "row", images, wanted)
     if not path.is_file():
         raise PromptError(f"{path}: there is no such prompt file; 'prompts' is relative to the configuration file's folder")
     readers = {".txt": _txt, ".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise PromptError(f"{path}: {path.suffix or 'no suffix'} is not a prompt format; use one of: {' '.join(readers)}")
-    images = InputReader(path.parent, [folder if is_url(folder) else base_dir / folder for folder in config.image_folders])
     return _prompts(reader(path), str(path), "row" if reader is _parquet else "line", images, wanted)
 
 

@@ -147,7 +147,8 @@ class PromptsConfig(Section):
 
     file: str | None = Field(
         default=None,
-        description="txt (a prompt per line), csv, jsonl or parquet; columns: prompt (id, negative_prompt, label); others become tags",
+        description="txt (a prompt per line), csv, jsonl, parquet, or the folder of a dataset's save_to_disk;"
+        " columns: prompt (id, negative_prompt, label); others become tags",
     )
     texts: list[str] | None = Field(default=None, description="prompts written here")
     template: str | list[str] | None = Field(

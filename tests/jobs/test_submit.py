@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from jobs.bundle import LARGEST_BYTES, bundle
 from jobs.cli import cli
+from pipeline.prompts import read_prompts
 from schemas.config_load import load
 from schemas.errors import ConfigError
 from tests.conftest import REPOSITORY
@@ -72,6 +73,19 @@ class TestBundle:
         made = bundle(job.path, empty(tmp_path), out="/shared/run")
         assert (made.folder / "helpers" / "grey.py").read_text() == "LEVEL = 1\n"
         assert prepare(made.folder / "job.yaml").job().fingerprint == prepare(job.path).job().fingerprint
+
+    def test_a_dataset_of_prompts_and_the_wildcards_of_a_template_travel(self, job: JobFile, tmp_path: Path) -> None:
+        for name in ("set/part", "words"):
+            (job.folder / name).mkdir(parents=True)
+        (job.folder / "set" / "part" / "state.json").write_text("{}")
+        (job.folder / "words" / "ground.txt").write_text("grass\n")
+        made = bundle(job.write(prompts={"file": "set"}), empty(tmp_path), out="/shared/run")
+        assert (made.folder / "set" / "part" / "state.json").read_text() == "{}"
+        job.write(prompts={"file": None, "template": "a star on __ground__", "wildcards": "words"})
+        (tmp_path / "other").mkdir()
+        made = bundle(job.path, tmp_path / "other", out="/shared/run")
+        (prompt,) = read_prompts(load(made.folder / "job.yaml").prompts, base_dir=made.folder)
+        assert prompt.text == "a star on grass"
 
     def test_the_head_of_a_scorer_travels(self, job: JobFile, tmp_path: Path) -> None:
         from jobs.prepare import prepare

@@ -36,6 +36,31 @@ def test_all_formats_carry_the_same_columns(tmp_path: Path) -> None:
     assert list(read_prompts(PromptsConfig(file="p.parquet"), base_dir=tmp_path)) == EXPECTED
 
 
+def test_a_dataset_on_disk_is_read_with_its_classes_by_name(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    kinds = {"prompt": datasets.Value("string"), "label": datasets.ClassLabel(names=["cat", "dog"]), "weight": datasets.Value("float64")}
+    rows = {"prompt": [f"prompt {n}" for n in range(5)], "label": [0, 1, None, -1, 1], "weight": [0.5] * 5}
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+    made.select([4, 0, 1, 2, 3]).save_to_disk(tmp_path / "set", num_shards=2)
+    found = list(read_prompts(PromptsConfig(file="set"), base_dir=tmp_path))
+    labels = {0: "cat", 1: "dog", 4: "dog"}
+    assert found == [
+        Prompt(id=f"{at:06d}", text=f"prompt {n}", negative=None, label=labels.get(n), tags={"weight": "0.5"})
+        for at, n in enumerate([4, 0, 1, 2, 3])
+    ]
+    datasets.DatasetDict({"train": made, "test": made}).save_to_disk(tmp_path / "splits")
+    with pytest.raises(PromptError, match="give the folder of one of them: train, test"):
+        list(read_prompts(PromptsConfig(file="splits"), base_dir=tmp_path))
+    assert len(list(read_prompts(PromptsConfig(file="splits/test"), base_dir=tmp_path))) == 5
+    first = next((tmp_path / "set").glob("*.arrow"))
+    first.write_bytes(first.read_bytes()[:50])
+    with pytest.raises(PromptError, match="not a readable Arrow file"):
+        list(read_prompts(PromptsConfig(file="set"), base_dir=tmp_path))
+    (tmp_path / "set" / "state.json").unlink()
+    with pytest.raises(PromptError, match="no dataset that save_to_disk wrote"):
+        list(read_prompts(PromptsConfig(file="set"), base_dir=tmp_path))
+
+
 def test_txt_has_a_prompt_per_line_and_ids_are_row_numbers(tmp_path: Path) -> None:
     prompts = read(tmp_path, "p.txt", "\ufeffein Bär\r\n\n  a cat  \n")
     assert [(p.id, p.text) for p in prompts] == [("000000", "ein Bär"), ("000001", "a cat")]
