@@ -21,9 +21,10 @@ from jobs.judged import added_scorers
 from jobs.query import query
 from jobs.run_dir import RunDir
 from pipeline.metrics import mean_distance, vendi_score
+from schemas.config import SAMPLING_COLUMNS
 
 MOST_VALUES = 50  # of a tag or setting; one with more is an id rather than a class
-SETTINGS = ("label", "model", "scheduler", "steps", "guidance_scale", "true_cfg_scale", "guidance_rescale", "strength", "width", "height")
+SETTINGS = ("label", "model", "scheduler", *SAMPLING_COLUMNS)
 MOST_COMPARED = 20_000  # images
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 

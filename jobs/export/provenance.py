@@ -14,11 +14,13 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
+from schemas.config import SAMPLING_COLUMNS
+
 X, RDF = "adobe:ns:meta/", "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 IPTC, XMP, OWN = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/", "http://ns.adobe.com/xap/1.0/", "urn:promptmill:draw/"
 SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 MOST_TEXT = 4000  # characters of a prompt: a packet in a JPEG has 64 kB
-DRAW = ("sample_id", "seed", "draw_index", "scheduler", "steps", "guidance_scale", "true_cfg_scale", "strength")
+DRAW = ("sample_id", "seed", "draw_index", "scheduler", *SAMPLING_COLUMNS)
 INPUTS = ("init_sha256", "mask_sha256", "control_sha256", "reference_sha256")
 for _prefix, _uri in {"x": X, "rdf": RDF, "Iptc4xmpExt": IPTC, "xmp": XMP, "promptmill": OWN}.items():
     ElementTree.register_namespace(_prefix, _uri)

@@ -17,7 +17,7 @@ from jobs.rows import Rows
 from jobs.run_dir import RunDir
 from jobs.selection import Selection, select
 from jobs.status import Ask, Status, status
-from schemas.config import FilterConfig
+from schemas.config import SAMPLING_COLUMNS, FilterConfig
 
 BINS = 40
 MOST_VALUES = 50  # of a tag or setting; one with more is an id rather than a class
@@ -25,7 +25,7 @@ MOST_FAILURES = 20
 IMAGES_PER_GALLERY = 12
 THUMBNAIL_PX = 192
 MANY_FILES = 500  # of metadata
-SETTINGS = ("label", "scheduler", "steps", "guidance_scale", "true_cfg_scale", "guidance_rescale", "strength", "width", "height")
+SETTINGS = ("label", "scheduler", *SAMPLING_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,12 @@ from jobs.cli import cli
 from jobs.embeddings import Encoder, file_of, write_encoder, write_features
 from jobs.filter import filter_run
 from jobs.query import query
+from jobs.report.facts import gather
 from jobs.run_dir import RunDir
 from pipeline.metrics import vendi_score
+from schemas.config import JobConfig
 from schemas.errors import ConfigError
-from tests.runs import finished_run
+from tests.runs import finished_run, make_config
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,16 @@ def test_shares_are_counted_by_label_and_tag_without_failed_draws(run: RunDir) -
         assert {each: counts for each, counts in found.items() if each[0] == key} == expected
     assert found["run", ""][0] == 22
     assert not any(by in ("model", "steps", "tags.source") for by, _ in found), "a single value tells nothing"
+
+
+def test_each_setting_of_a_sweep_is_a_group(tmp_path: Path) -> None:
+    raw = make_config().model_dump()
+    raw["model"]["controlnet"] = {"id": "imaginary"}
+    raw["sampling"] |= {"mode": "control", "sweep": {"control_scale": [0.5, 1.0]}}
+    run = finished_run(tmp_path / "run", prompts=4, config=JobConfig.model_validate(raw))
+    groups = [(group.value, group.images) for group in audit(run.store.root).groups if group.by == "control_scale"]
+    assert groups == [("0.5", 8), ("1.0", 8)]
+    assert {share.value for share in gather(run).shares["control_scale"]} == {"0.5", "1.0"}
 
 
 def test_diversity_is_the_mean_over_all_pairs(run: RunDir) -> None:
