@@ -5,7 +5,8 @@ One row is held at a time, with its input images. Every problem names the file a
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +28,12 @@ _Row = tuple[int, Mapping[str, object]]  # number shown in errors, columns
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
-    """Which input images each row must have, and the mode that the errors tell."""
+    """What each row must have, and must not: input images, the mode that the errors tell, and bounds on the text."""
 
     mode: Mode
     roles: tuple[Role, ...]
+    max_characters: int | None
+    blocked: re.Pattern[str] | None
 
 
 def read_prompts(config: PromptsConfig, *, base_dir: Path, mode: Mode = "text-to-image", reference: bool = False) -> Iterator[Prompt]:
@@ -39,7 +42,12 @@ def read_prompts(config: PromptsConfig, *, base_dir: Path, mode: Mode = "text-to
     With ``reference`` each has a reference image beside those of the mode. Raises PromptError on a source that is missing, empty,
     or has a row that is not a prompt, or lacks the images.
     """
-    wanted = _Wanted(mode=mode, roles=roles(mode, reference=reference))
+    wanted = _Wanted(
+        mode=mode,
+        roles=roles(mode, reference=reference),
+        max_characters=config.max_characters,
+        blocked=_blocked(config.blocklist),
+    )
     if config.texts is not None:
         rows = enumerate({"prompt": text} for text in config.texts)
         return _prompts(rows, "prompts.texts", "entry", InputReader(base_dir), wanted)
@@ -75,6 +83,7 @@ def _prompt(row: Mapping[str, object], number: int, where: str, images: InputRea
         raise PromptError(f"{where}: {found}; every row needs a text in the column 'prompt'")
     if not text.strip():
         raise PromptError(f"{where}: the prompt is empty; write a text or take the row out")
+    _check_text(text, where, wanted)
     given = row.get("id")
     tags = {str(k): _tag(v) for k, v in row.items() if k not in PROMPT_COLUMNS and v is not None}
     return Prompt(
@@ -86,6 +95,20 @@ def _prompt(row: Mapping[str, object], number: int, where: str, images: InputRea
         sampling={name: _setting(name, row[name], where) for name in SAMPLING_COLUMNS if row.get(name) not in (None, "")},
         images=_images(row, where, images, wanted),
     )
+
+
+def _blocked(words: Sequence[str]) -> re.Pattern[str] | None:
+    """Finds these words and phrases, whole and in any case."""
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", re.IGNORECASE) if words else None
+
+
+def _check_text(text: str, where: str, wanted: _Wanted) -> None:
+    if wanted.max_characters is not None and len(text) > wanted.max_characters:
+        raise PromptError(
+            f"{where}: the prompt has {len(text):,} characters, prompts.max_characters is {wanted.max_characters:,}; shorten it"
+        )
+    if wanted.blocked and (found := wanted.blocked.search(text)):
+        raise PromptError(f"{where}: the prompt holds {found[0]!r}, which prompts.blocklist forbids; change it or take the row out")
 
 
 def _setting(name: str, value: object, where: str) -> int | float:

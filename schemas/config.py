@@ -163,6 +163,11 @@ class PromptsConfig(Section):
     per_label: int | None = Field(default=None, ge=1, description="draw so many combinations for each value of `label`")
     sample_seed: int = Field(default=0, ge=0, description="seed of the drawn combinations")
     max_prompts: int = Field(default=100_000, ge=1, description="a template that makes more is refused")
+    blocklist: list[Annotated[str, Field(pattern=r"\S")]] = Field(
+        default_factory=list,
+        description="words and phrases, whole and in any case, that no prompt of the source may hold; one that does is refused",
+    )
+    max_characters: int | None = Field(default=None, ge=1, description="longest prompt of the source; a longer one is refused")
     image_folders: list[str] = Field(
         default_factory=list,
         description="further folders that input images may lie in, also of an object store, s3://bucket/pictures;"

@@ -1,6 +1,7 @@
 """Prompt sources stream, keep what they find, and say which row is wrong."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -69,6 +70,26 @@ def test_txt_has_a_prompt_per_line_and_ids_are_row_numbers(tmp_path: Path) -> No
 def test_a_long_prompt_and_odd_characters_are_kept(tmp_path: Path) -> None:
     text = "word " * 2000 + "😀 \u202eRTL <script>"
     assert read(tmp_path, "p.jsonl", json.dumps({"prompt": text}))[0].text == text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a Logo on a wall", "p.txt: line 2: the prompt holds 'Logo', which prompts.blocklist forbids"),
+        ("in the style of\tX. Y.", "holds 'style of\\tX. Y.'"),
+        ("logos, catalogo", None),
+        ("x" * 41, r"line 2: the prompt has 41 characters, prompts.max_characters is 40"),
+        ("é" * 40, None),
+    ],
+)
+def test_blocked_words_and_long_prompts_are_refused_with_their_row(tmp_path: Path, text: str, told: str | None) -> None:
+    (tmp_path / "p.txt").write_text(f"a cat\n{text}\n")
+    config = PromptsConfig(file="p.txt", blocklist=["logo", "style of\tx. y."], max_characters=40)
+    if told is None:
+        assert [prompt.text for prompt in read_prompts(config, base_dir=tmp_path)] == ["a cat", text]
+    else:
+        with pytest.raises(PromptError, match=re.escape(told)):
+            list(read_prompts(config, base_dir=tmp_path))
 
 
 def test_numbers_and_lists_become_text_tags(tmp_path: Path) -> None:
