@@ -8,7 +8,7 @@ and what a pipeline does not take is refused, never dropped in silence.
 import functools
 import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -221,12 +221,18 @@ class DiffusersModel:
     def _seeded_scheduler(self, name: str, generators: list[torch.Generator]) -> Any:
         """A new scheduler, so that nothing is left over from the last batch, whose steps draw from the generators.
 
-        80 of 167 image pipelines of diffusers 0.42 do not hand their generators on to ``step``.
+        80 of 167 image pipelines of diffusers 0.42 do not hand their generators on to ``step``, some hand them on to all, and DiT's steps
+        with both halves of a guided batch.
         """
         config = self._scheduler.config
         scheduler = type(self._scheduler).from_config(config) if name == "default" else make_scheduler(name, config)
-        if "generator" in inspect.signature(scheduler.step).parameters:
-            scheduler.step = functools.partial(scheduler.step, generator=generators)
+        takes = inspect.signature(scheduler.step).parameters
+        given: dict[str, Any] = {"eta": 0.0} if "eta" in takes else {}  # what most pipelines hand on
+        if "generator" in takes:
+            given["generator"] = generators * 2 if PASSES.get(type(self._pipe).__name__) == "with first" else generators
+            scheduler.step = functools.partial(scheduler.step, **given)
+        else:
+            scheduler.step = _without_generator(scheduler.step)
         return scheduler
 
     def _generated(self, draws: Sequence[Draw], images_NHWC: np.ndarray, finite: np.ndarray, flags: list[bool | None]) -> Generated:
@@ -240,6 +246,16 @@ class DiffusersModel:
             prompt_truncated=[truncated and not draw.prompt_weighting for draw, (_, truncated) in zip(draws, counts, strict=True)],
             safety_flagged=flags,
         )
+
+
+def _without_generator(step: Callable[..., Any]) -> Callable[..., Any]:
+    """For pipelines that hand one on without looking whether the sampler takes it."""
+
+    @functools.wraps(step)
+    def deterministic(*given: Any, generator: object = None, **named: Any) -> Any:
+        return step(*given, **named)
+
+    return deterministic
 
 
 def _only(made: Generated, place: int) -> Generated:

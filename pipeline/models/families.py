@@ -40,9 +40,8 @@ class Family:
     @property
     def samplers(self) -> list[str]:
         """Samplers that fit, besides the model's own."""
-        if self.pipeline == LATENT_UPSCALER:
-            return []
-        return [name for name, sampler in samplers.SAMPLERS.items() if sampler.fits & set(self.predicts)]
+        of_each = [samplers.fitting(one, self.pipeline) for one in self.predicts]
+        return list(dict.fromkeys(name for names in of_each for name in names))
 
 
 _RAIL, _STABILITY, _FLUX_DEV = "CreativeML OpenRAIL-M", "Stability AI Community", "FLUX.1 [dev] Non-Commercial"

@@ -52,7 +52,6 @@ ENDPOINT_MODES: tuple[Mode, ...] = ("text-to-image", "image-to-image", "inpainti
 """What a server can be asked for."""
 
 LATENT_UPSCALER = "StableDiffusionLatentUpscalePipeline"
-"""Steps with its own sampler only: it works out the sampler's sigmas itself."""
 
 INPUT_SCALE = {"StableDiffusionUpscalePipeline": 4, LATENT_UPSCALER: 2, "IFSuperResolutionPipeline": 4}
 """How much larger than the init image the pipeline's images are."""
@@ -141,6 +140,18 @@ WEIGHS_PROMPTS = frozenset(
 )
 """Pipelines whose only text encoders are CLIP's, and which take embeddings: ``pipeline.models.weighted_prompts`` reads for them."""
 
+_Z_IMAGE = ("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline")
+_LCM = ("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline")
+OWN_STEPS: dict[str, tuple[str, ...]] = {
+    LATENT_UPSCALER: (),
+    **dict.fromkeys(_LCM, ("lcm",)),
+    **dict.fromkeys((*TRUE_CFG, *_Z_IMAGE, "Flux2KleinPipeline"), ("flow_euler",)),
+}
+"""Pipelines that work out time steps or sigmas themselves, and the samplers beside the model's own that take them."""
+
+UNSCALED = frozenset({"DDPMPipeline", "DiTPipeline", "KandinskyV22CombinedPipeline"})
+"""Pipelines that do not scale latents as samplers want them that count noise in sigmas."""
+
 Passes = Literal["without first", "with first", "lists", "two calls"]
 _WITHOUT_FIRST = (
     *WEIGHS_PROMPTS,
@@ -159,7 +170,7 @@ _WITHOUT_FIRST = (
 PASSES: dict[str, Passes] = {
     **dict.fromkeys(_WITHOUT_FIRST, "without first"),
     "DiTPipeline": "with first",
-    **dict.fromkeys(("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"), "lists"),
+    **dict.fromkeys(_Z_IMAGE, "lists"),
     **dict.fromkeys((*TRUE_CFG, "Flux2KleinPipeline"), "two calls"),
 }
 """How a pipeline asks its network about all images with and without the prompt; those that are here take a guidance_interval.

@@ -19,6 +19,7 @@ from pipeline.models.modes import (
     LATENT_UPSCALER,
     T2I_ADAPTERS,
     TAKES_REFERENCES,
+    UNSCALED,
     WEIGHS_PROMPTS,
     pipelines,
 )
@@ -242,9 +243,8 @@ def _check_sampler(card: ModelCard, name: str) -> None:
     prediction = "edm" if card.scheduler.startswith("EDM") else card.prediction_type
     if card.pipeline_class == ENDPOINT and name != "default":
         raise ModelError(f"sampling.scheduler: the endpoint of {card.name} chooses its own sampler; use default")
-    if card.pipeline_class == LATENT_UPSCALER and name != "default":
-        raise ModelError(f"sampling.scheduler: {card.name} ({LATENT_UPSCALER}) steps with its own sampler only; use default")
-    fitting = ", ".join(samplers.fitting(prediction, zero_snr=card.zero_snr))
+    found = samplers.fitting(prediction, card.pipeline_class, zero_snr=card.zero_snr)
+    fitting = ", ".join(found)
     if name == "default":
         if card.scheduler in samplers.SEED_IGNORED:
             raise ModelError(f"sampling.scheduler: {card.name}'s own {card.scheduler} ignores the seed of an image; use one of: {fitting}")
@@ -261,6 +261,13 @@ def _check_sampler(card: ModelCard, name: str) -> None:
         raise ModelError(
             f"sampling.scheduler: {name} cannot start from the pure noise in which the schedule of {card.name} ends;"
             f" use one of: default, {fitting}"
+        )
+    if name not in found:
+        why = f"works out its steps itself, which {name} does not take"
+        why = f"does not scale latents as {name} needs it" if card.pipeline_class in UNSCALED else why
+        raise ModelError(
+            f"sampling.scheduler: {card.name} ({card.pipeline_class}) {why};"
+            f" use {'one of: ' if found else ''}{', '.join(['default', *found])}"
         )
 
 

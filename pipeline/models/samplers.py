@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.models.modes import OWN_STEPS, UNSCALED
+
 NOISE = frozenset({"epsilon", "v_prediction"})
 ANY = NOISE | {"sample"}
 FLOW = frozenset({"flow"})
@@ -21,6 +23,8 @@ NO_ZERO_SNR = frozenset({"lms", "heun", "dpm2", "dpm2_a", "dpm++_2m_sde_karras"}
 
 Of 16 draws of the bundled model at 24 steps the judge finds 12, 0, 0, 0 and 5 right; with those that remain 14 to 16.
 """
+IN_SIGMAS = frozenset({"lms", "euler", "euler_a", "heun", "dpm2", "dpm2_a"})
+"""Samplers whose latents grow with the noise: the pipeline must start them at ``init_noise_sigma`` and scale what the network is shown."""
 SEED_IGNORED = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
 
 
@@ -47,8 +51,9 @@ the image (`sample`), or a flow; `edm` models have a noise schedule of their own
 diffusers would run it and draw something wrong. Refused are also
 `lms`, `heun`, `dpm2`, `dpm2_a` and `dpm++_2m_sde_karras` for models whose noise schedule ends in pure noise
 (`rescale_betas_zero_snr`), such as the bundled one: of 16 draws of it, 12, 0, 0, 0 and 5 came out right, with the others 14 or
-more. Noise that a sampler adds comes from the image's own generator, so an
-image can always be made again alone.
+more. Pipelines that work out the steps themselves leave less choice: latent consistency models take `lcm`; FLUX, Qwen-Image and Z-Image
+`flow_euler`; the x2 upscaler its own alone. Those of Kandinsky 2.2, DDPM and DiT do not scale latents as `lms`, `euler`, `euler_a`, `heun`,
+`dpm2` and `dpm2_a` need it. Noise that a sampler adds comes from the image's own generator, so an image can always be made again alone.
 
 """
 
@@ -113,10 +118,12 @@ Each is refused where a model does not take it, and so is a negative prompt that
 """
 
 
-def fitting(prediction: str, *, zero_snr: bool = False) -> list[str]:
-    """Names of the samplers that can step with a model's prediction, and from pure noise where its schedule ends there."""
-    found = [name for name, sampler in SAMPLERS.items() if prediction in sampler.fits]
-    return [name for name in found if not zero_snr or name not in NO_ZERO_SNR]
+def fitting(prediction: str, pipeline_class: str = "", *, zero_snr: bool = False) -> list[str]:
+    """Names of the samplers that can step with a model's prediction, with latents and steps as its pipeline hands them over, and from pure
+    noise where the model's schedule ends there."""
+    found = [name for name in OWN_STEPS.get(pipeline_class, SAMPLERS) if prediction in SAMPLERS[name].fits]
+    left_out = (NO_ZERO_SNR if zero_snr else frozenset()) | (IN_SIGMAS if pipeline_class in UNSCALED else frozenset())
+    return [name for name in found if name not in left_out]
 
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
