@@ -1,5 +1,7 @@
-"""A run from Python: tables as Arrow, pictures with their rows; the documented script runs."""
+"""A run from Python: tables as Arrow, pictures with their rows; the example notebook runs."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,9 +68,12 @@ def test_wrong_conditions_and_folders_are_told(run: OpenRun, tmp_path: Path) -> 
         open_run(tmp_path)
 
 
-def test_the_documented_script_runs(run: OpenRun) -> None:
-    script = [sys.executable, str(REPOSITORY / "docs" / "open_run.py"), str(run.path)]
-    said = subprocess.run(script, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout
+def test_the_example_notebook_runs(run: OpenRun) -> None:
+    notebook = json.loads((REPOSITORY / "docs" / "open_run.ipynb").read_text())
+    assert notebook["nbformat"] == 4
+    script = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+    command, environment = [sys.executable, "-c", script], os.environ | {"RUN": str(run.path)}
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY, env=environment).stdout
     assert "accepted    10" in said
     prompts = set(run.metadata("status = 'accepted'")["prompt"].to_pylist())
     assert f"[({len(prompts)}, 10)]" in said
