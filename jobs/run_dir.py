@@ -56,6 +56,7 @@ class JobRecord:
             config["model"].pop(name)
         config["model"]["compute"].pop("offload")  # moves weights, changes nothing
         config["scorers"] = {name: card["version"] for name, card in self.scorers.items()}
+        config["sampling"].pop("max_settings")  # a guard
         config["output"].pop("dir")
         config.pop("executor")
         return {"schema": self.schema, **_flat(config)}

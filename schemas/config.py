@@ -3,6 +3,7 @@
 Input paths are relative to the configuration file; ``output.dir`` is relative to the current folder.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from itertools import product
@@ -448,6 +449,7 @@ class SamplingConfig(Section):
         description="lists of values for scheduler or any field that a prompt may set; every prompt is drawn with each setting",
     )
     sweep_mode: Literal["product", "zip"] = Field(default="product", description="all combinations of the lists, or first with first")
+    max_settings: int = Field(default=1000, ge=1, description="a sweep that makes more settings of every prompt is refused")
 
     @model_validator(mode="after")
     def _sweepable(self) -> Self:
@@ -459,6 +461,12 @@ class SamplingConfig(Section):
                 raise ValueError(f"sweep: {key!r} has no values; write at least one, or take it out")
         if self.sweep_mode == "zip" and len({len(values) for values in self.sweep.values()}) > 1:
             raise ValueError("sweep: lists of different lengths cannot be zipped; make them equally long, or use product")
+        count = math.prod(map(len, self.sweep.values())) if self.sweep_mode == "product" else 0
+        if count > self.max_settings:
+            raise ValueError(
+                f"sweep: the combinations make {count:,} settings of every prompt, more than max_settings ({self.max_settings:,});"
+                " raise it if you mean that, or take values out"
+            )
         if len(set(self._settings())) < len(self._settings()):
             raise ValueError("sweep: a setting stands twice; take the repeated values out")
         self.settings()

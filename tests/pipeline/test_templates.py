@@ -117,6 +117,8 @@ def test_a_large_product_is_streamed():
         ({"sweep": {"steps": [0]}}, "greater than or equal to 1"),
         ({"sweep": {"steps": [4, 4]}}, "stands twice"),
         ({"sweep": {"steps": [1, 2], "guidance_scale": [1]}, "sweep_mode": "zip"}, "different lengths"),
+        ({"sweep": {"steps": [*range(1, 1001)], "guidance_scale": [1, 2]}}, "2,000 settings of every prompt, more than max_settings"),
+        ({"sweep": {name: [*range(8, 8000, 8)] for name in ("width", "height", "steps")}}, "997,002,999 settings"),
     ],
 )
 def test_a_sweep_that_is_not_right_is_refused(sweep: dict[str, Any], told: str):
