@@ -105,7 +105,8 @@ class TokenCounter:
 
 def tokenizers(pipe: Any) -> list[Any]:
     """The pipeline's tokenizers, in the order of its components."""
-    return [part for name, part in pipe.components.items() if name.startswith("tokenizer") and part is not None]
+    found = [part for name, part in pipe.components.items() if name.startswith("tokenizer") and part is not None]
+    return [getattr(part, "tokenizer", part) for part in found]  # FLUX.2 [dev] has a processor there, which reads images too
 
 
 def accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:

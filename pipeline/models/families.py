@@ -102,6 +102,13 @@ FAMILIES: tuple[Family, ...] = (
         note="Turbo: 8 or 9 steps, guidance_scale 0; images are drawn one by one, as of Qwen-Image",
     ),
     Family(
+        name="FLUX.2 [dev]",
+        pipeline="Flux2Pipeline",
+        predicts=_FLOW,
+        checkpoints=(("black-forest-labs/FLUX.2-dev", "FLUX [dev] Non-Commercial"),),
+        note="the scale is an input of the network; no negative prompt",
+    ),
+    Family(
         name="FLUX.2 [klein]",
         pipeline="Flux2KleinPipeline",
         predicts=_FLOW,

@@ -116,6 +116,7 @@ NO_NEGATIVE_PROMPT = frozenset(
     {
         "LatentConsistencyModelPipeline",
         "LatentConsistencyModelImg2ImgPipeline",
+        "Flux2Pipeline",
         "Flux2KleinPipeline",
         "DDPMPipeline",
         "DiTPipeline",
@@ -145,7 +146,7 @@ _LCM = ("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline
 OWN_STEPS: dict[str, tuple[str, ...]] = {
     LATENT_UPSCALER: (),
     **dict.fromkeys(_LCM, ("lcm",)),
-    **dict.fromkeys((*TRUE_CFG, *_Z_IMAGE, "Flux2KleinPipeline"), ("flow_euler",)),
+    **dict.fromkeys((*TRUE_CFG, *_Z_IMAGE, "Flux2Pipeline", "Flux2KleinPipeline"), ("flow_euler",)),
 }
 """Pipelines that work out time steps or sigmas themselves, and the samplers beside the model's own that take them."""
 

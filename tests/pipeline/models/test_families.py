@@ -43,11 +43,12 @@ ROWS = dict.fromkeys(tiny_families.BUILDERS, Row()) | {
     "flux-dev": Row(negative=False),
     "lcm": Row(negative=False),
     "flux-2-klein": Row(negative=False),
+    "flux-2-dev": Row(negative=False),
     "dit": Row(negative=False),
     "ddpm": Row(text=False, negative=False, guidance=False),
 }
-NO_INTERVAL = {"flux-dev", "lcm", "ddpm"}
-TAKES_THE_SCALE = {"flux-dev", "lcm"}
+NO_INTERVAL = {"flux-dev", "flux-2-dev", "lcm", "ddpm"}
+TAKES_THE_SCALE = {"flux-dev", "flux-2-dev", "lcm"}
 EXAMPLES = sorted((Path(__file__).parents[3] / "configs" / "models").glob("*.yaml"))
 Made = Callable[[str], Path]
 

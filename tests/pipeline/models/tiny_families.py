@@ -311,6 +311,35 @@ def flux_2_klein(folder: Path) -> Path:
     return folder
 
 
+def flux_2_dev(folder: Path) -> Path:
+    """FLUX.2 [dev]: the scale is an input, hidden states of several layers of Mistral 3, whose processor reads images too."""
+    torch.manual_seed(0)
+    _, tokenizer = tiny.t5(folder)
+    tokenizer.add_tokens(["[IMG]", "[IMG_BREAK]", "[IMG_END]"])
+    text = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    config = transformers.Mistral3Config(
+        text_config=transformers.MistralConfig(vocab_size=32, num_hidden_layers=30, pad_token_id=0, eos_token_id=1, **text),
+        vision_config=transformers.PixtralVisionConfig(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+        ),
+    )
+    processor = transformers.PixtralProcessor(
+        transformers.PixtralImageProcessor(patch_size=8, size={"longest_edge": 32}),
+        tokenizer,
+        patch_size=8,
+        chat_template="{% for message in messages %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}",
+    )
+    pipe = diffusers.Flux2Pipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=flux_2_vae(),
+        text_encoder=transformers.Mistral3ForConditionalGeneration(config).eval(),  # it reads layers 10, 20 and 30
+        tokenizer=processor,
+        transformer=flux_2_transformer(joint_attention_dim=96),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def flux_2_vae() -> Any:
     """FLUX.2's autoencoder, one halving before the patches of 2 x 2."""
     vae = diffusers.AutoencoderKLFlux2(
@@ -462,6 +491,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "qwen-image": qwen_image,
     "z-image": z_image,
     "flux-2-klein": flux_2_klein,
+    "flux-2-dev": flux_2_dev,
     "sana": sana,
     "hunyuan-dit": hunyuan_dit,
     "kandinsky-2.2": kandinsky,
