@@ -4,6 +4,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from jobs.run_dir import RunDir
 from jobs.selection import Selection, select
 from jobs.status import Ask, Status, status
 from schemas.config import SAMPLING_COLUMNS, FilterConfig
+from schemas.errors import QueryError
 
 BINS = 40
 MOST_VALUES = 50  # of a tag or setting; one with more is an id rather than a class
@@ -115,9 +117,10 @@ def gather(run: RunDir) -> Facts:
 
 
 def _asker(run: RunDir) -> Ask:
-    """Answers SQL. Of many small files, which take milliseconds each, all rows are read before the first question."""
+    """Answers SQL. Of many small files, which take milliseconds each, all rows are read before the first question, if memory holds them."""
     if sum(len(names) for names, _, _ in metadata_sources(run, run.markers())) > MANY_FILES:
-        return Rows(run, timeout_seconds=None).ask
+        with suppress(QueryError):
+            return Rows(run, timeout_seconds=None).ask
     return lambda sql: query([run.store.root], sql).to_pylist()
 
 
