@@ -17,7 +17,9 @@ KEY = "sk-another-secret-of-the-tests"
 
 
 class ChatServer(ThreadingHTTPServer):
-    """``asked`` holds every body, ``tries`` counts them by prompt; ``most_at_once`` is how many requests were open together."""
+    """``asked`` holds every body, ``tries`` counts them by prompt; ``most_at_once`` is how many requests were open together. The first
+    ``answered_at_once`` are answered, if that is set, the others once ``go`` is.
+    """
 
     daemon_threads = True
     request_queue_size = 64
@@ -29,6 +31,8 @@ class ChatServer(ThreadingHTTPServer):
         self.tries: Counter[str] = Counter()
         self.open_now = self.most_at_once = 0
         self.lock = threading.Lock()
+        self.answered_at_once: int | None = None
+        self.go = threading.Event()
 
     @property
     def url(self) -> str:
@@ -50,12 +54,15 @@ class _Handler(BaseHTTPRequestHandler):
         prompt = body["messages"][-1]["content"]
         with server.lock:
             server.asked.append(body)
+            late = server.answered_at_once is not None and len(server.asked) > server.answered_at_once
             server.tries[prompt] += 1
             number = server.tries[prompt]
             server.open_now += 1
             server.most_at_once = max(server.most_at_once, server.open_now)
         try:
             time.sleep(server.seconds)
+            if late:
+                server.go.wait(60)
             self._answer(prompt, number)
         finally:
             with server.lock:

@@ -75,7 +75,7 @@ def test_a_holder_that_died_on_this_machine_is_replaced_at_once(store: Store) ->
     said: list[str] = []
     began = time.monotonic()
     with held(store, said):
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < lease.SILENT_SECONDS
     assert "which has died" in said[0]
 
 
@@ -85,7 +85,8 @@ def test_a_process_number_that_was_given_out_again_is_not_the_holder(store: Stor
         pass
 
 
-def test_a_holder_elsewhere_that_renews_its_lease_is_respected(store: Store, hurried: None) -> None:
+def test_a_holder_elsewhere_that_renews_its_lease_is_respected(store: Store, hurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "SILENT_SECONDS", 60.0)  # this process may stand still; the first renewal ends the wait
     holder = replace(lease._here(), **ELSEWHERE)
     left_behind(store, **ELSEWHERE)
     ended = threading.Event()
@@ -126,7 +127,7 @@ def test_a_driver_that_slept_through_its_lease_stops_and_leaves_the_other_alone(
     stop = threading.Event()
     with lease.hold(store, stop) as mine:
         other = left_behind(store, **ELSEWHERE)
-        assert stop.wait(5)
+        assert stop.wait(60)
         with pytest.raises(RunFolderError, match="another driver took this run over"):
             mine.check()
     assert store.get(layout.LEASE) == other
@@ -134,7 +135,7 @@ def test_a_driver_that_slept_through_its_lease_stops_and_leaves_the_other_alone(
 
 def test_a_lease_is_renewed_while_it_is_held(store: Store, hurried: None) -> None:
     with held(store):
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while json.loads(store.get(layout.LEASE))["beats"] < 2:
             assert time.monotonic() < deadline
             time.sleep(0.05)

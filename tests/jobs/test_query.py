@@ -221,7 +221,7 @@ def test_a_query_that_takes_too_long_is_stopped(run: Path):
     start = time.monotonic()
     message = refusal(run, "select count(*) from range(1000000000) a, range(1000000000) b", timeout_seconds=0.3)
     assert message == "query: took longer than 0.3 s; select fewer rows, or allow more time"
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60  # all of it would take years
 
 
 def test_ctrl_c_stops_a_query(run: Path):
@@ -232,7 +232,7 @@ def test_ctrl_c_stops_a_query(run: Path):
     try:
         with pytest.raises(KeyboardInterrupt):
             query([run], "select count(*) from range(1000000000000) where hash(range) % 7 = 3", timeout_seconds=60)
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 50
     finally:
         timer.cancel()
         timer.join()

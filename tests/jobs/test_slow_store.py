@@ -48,7 +48,7 @@ def run_before(gate: Path, at: int, then: Callable[[], object], executor: dict |
     seen: list[int] = []
 
     def on_tally(tally: Tally) -> None:
-        if not seen and waiting(gate) == at and tally.sampled >= at * SHARD:  # Ray tells the latter a moment later
+        if not seen and waiting(gate) >= at and tally.sampled >= at * SHARD:  # Ray tells the latter a moment later
             seen.append(tally.sampled)
             then()
 

@@ -108,7 +108,7 @@ def test_no_server_can_make_us_wait_for_days(server: ImageServer, wait: str) -> 
     server.retry_after = wait
     started = time.monotonic()
     assert made_by(model_of(server), "a cat BUSY").errors[0].startswith("no_answer: 429 slow down")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize(
