@@ -113,7 +113,7 @@ FAMILIES: tuple[Family, ...] = (
         pipeline="Flux2KleinPipeline",
         predicts=_FLOW,
         checkpoints=(("black-forest-labs/FLUX.2-klein-4B", "Apache-2.0"),),
-        note="4 steps, guidance_scale 1; no negative prompt",
+        note="4 steps, and guidance_scale 1, else it is refused, where the model is distilled; no negative prompt",
     ),
     Family(
         name="Sana",

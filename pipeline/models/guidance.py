@@ -16,12 +16,14 @@ from schemas.records import Draw
 if TYPE_CHECKING:
     from pipeline.models.resolve import ModelCard
 
-Guidance = Literal["second pass", "input"]
-"""What a model does with a guidance_scale."""
+Guidance = Literal["second pass", "input", "none"]
+"""What a model does with a guidance_scale; none: it was distilled to draw in a few steps, without guidance."""
 
 
-def guidance_of(pipeline_class: str, configs: Mapping[str, Mapping[str, Any]]) -> Guidance:
-    """How a model is guided, by the configurations of its components."""
+def guidance_of(pipeline_class: str, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> Guidance:
+    """How a model is guided, by its ``model_index.json`` and the configurations of its components."""
+    if index.get("is_distilled"):
+        return "none"
     core = configs.get("transformer") or configs.get("unet") or {}
     embedded = core.get("guidance_embeds", core.get("_class_name") == "Flux2Transformer2DModel")  # whose default it is
     # the latent upscaler is told there how noisy its image is
@@ -37,6 +39,9 @@ def second_pass_scale(guidance: Guidance, draw: Draw) -> float:
 def check_guidance(card: "ModelCard", sampling: SamplingConfig, where: str) -> None:
     """Raise ModelError, starting with ``where``, for a setting of guidance that the model cannot take or would not heed."""
     model = _named(card)
+    if card.guidance == "none" and (sampling.guidance_scale > 1 or sampling.true_cfg_scale > 1):
+        name = "guidance_scale" if sampling.guidance_scale > 1 else "true_cfg_scale"
+        raise ModelError(f"{where}sampling.{name}: {model} was distilled to draw without guidance; set it to 1")
     if sampling.true_cfg_scale > 1 and card.guidance != "input":
         raise ModelError(f"{where}sampling.true_cfg_scale: {model} is guided by guidance_scale; set that one instead")
     if sampling.true_cfg_scale > 1 and card.pipeline_class not in TRUE_CFG:

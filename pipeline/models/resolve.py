@@ -334,7 +334,7 @@ def _card(found: ModelFolder, *, name: str, revision: str, folder: Path, where: 
         max_size=width if fixed else max_patches * patch * scale if isinstance(max_patches, int) else None,
         scheduler=str(scheduler.get("_class_name", "")),
         prediction_type=_prediction(scheduler),
-        guidance=guidance_of(found.pipeline_class, found.configs),
+        guidance=guidance_of(found.pipeline_class, read_json(folder / INDEX, where=where), found.configs),
         zero_snr=bool(scheduler.get("rescale_betas_zero_snr")),
     )
 

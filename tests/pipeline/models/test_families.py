@@ -227,6 +227,23 @@ def test_every_sampler_that_is_not_refused_draws(folder_of: Made, model_of: Call
                 check_sampling(card, SamplingConfig(scheduler=name))
 
 
+def test_a_model_with_a_noise_schedule_of_edm_takes_its_samplers_alone(tmp_path: Path) -> None:
+    """As Playground 2.5, whose other parts are SDXL's."""
+    folder, kind = tiny.sdxl(tmp_path / "playground"), "EDMDPMSolverMultistepScheduler"
+    getattr(tiny.diffusers, kind)().save_pretrained(folder / "scheduler")
+    index = json.loads((folder / INDEX).read_text())
+    (folder / INDEX).write_text(json.dumps(index | {"scheduler": ["diffusers", kind]}))
+    card, model = resolve_model(ModelConfig(id=str(folder)), base_dir=Path.cwd()), load(folder)  # pyright: ignore[reportCallIssue]
+    drawn = []
+    for name in ("default", "edm", "edm_dpm++_2m"):
+        check_sampling(card, SamplingConfig(scheduler=name))
+        drawn.append(image(model, draw(0, "sdxl", scheduler=name, steps=4)))
+    assert np.array_equal(drawn[0], drawn[2])
+    assert not np.array_equal(drawn[0], drawn[1])
+    with pytest.raises(ModelError, match="use one of: default, edm, edm_dpm"):
+        check_sampling(card, SamplingConfig(scheduler="euler"))
+
+
 @pytest.mark.parametrize(
     ("family", "scheduler"),
     [("deepfloyd-if", "euler"), *((family, name) for family in ("kandinsky-2.2", "deepfloyd-if") for name in ("dpm++_2m", "ddim"))],

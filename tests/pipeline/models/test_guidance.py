@@ -1,6 +1,7 @@
 """Guidance rescale and true classifier-free guidance: what a pipeline takes has its effect; the rest is refused early."""
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from pipeline.models.resolve import check_sampling, resolve_model
 from schemas.config import ModelConfig, SamplingConfig
 from schemas.errors import ModelError
 from schemas.modes import Mode
-from tests.pipeline.models import tiny_families
+from tests.pipeline.models import tiny, tiny_families
 from tests.pipeline.models.conftest import check_guidance_interval, load, make_draw, promptmill
 from tests.pipeline.models.tiny import diffusers
 
@@ -164,3 +165,29 @@ def test_a_plan_tells_of_negative_prompts_that_have_no_say(model_folder: Callabl
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     assert summarize(prepare(tmp_path / "job.yaml")).unread_negatives == 2
+
+
+def test_a_scale_that_a_distilled_model_ignores_is_refused(tmp_path: Path) -> None:
+    folder = tiny_families.flux_2_klein(tmp_path / "klein")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"is_distilled": True}))
+    card = resolve_model(ModelConfig(id=str(folder)), base_dir=Path.cwd())  # pyright: ignore[reportCallIssue]
+    check_sampling(card, SamplingConfig(guidance_scale=1.0))
+    with pytest.raises(
+        ModelError, match=r"sampling.guidance_scale: klein \(Flux2KleinPipeline\) was distilled to draw without guidance; set it"
+    ):
+        check_sampling(card, SamplingConfig(guidance_scale=4.0))
+
+
+def test_a_u_net_that_takes_the_scale_reads_no_negative_prompt_whatever_its_pipeline(tmp_path: Path) -> None:
+    """As LCM-SDXL: the pipeline has a negative prompt, and ignores it."""
+    folder = tiny.sd(tmp_path / "lcm-sd", time_cond_proj_dim=32)
+    card = resolve_model(ModelConfig(id=str(folder)), base_dir=Path.cwd())  # pyright: ignore[reportCallIssue]
+    for settings in ({"negative_prompt": "blurry"}, {"guidance_interval": [0.2, 0.8]}):
+        with pytest.raises(ModelError, match="takes guidance_scale as an input of its network, which is asked once a step; "):
+            check_sampling(card, SamplingConfig.model_validate(settings))
+    model = load(folder)
+    with pytest.raises(ValueError, match="takes no negative prompt"):
+        model.generate([make_draw(0, negative_prompt="blurry")])
+    weak, strong = (model.generate([make_draw(0, guidance_scale=scale)]).images_NHWC for scale in (2.0, 8.0))
+    assert not np.array_equal(weak, strong)
