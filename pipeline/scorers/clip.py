@@ -92,4 +92,5 @@ class ClipScorer:
         """Tokens before truncation, with the two that mark start and end."""
         if isinstance(self._tokenizer, open_clip.SimpleTokenizer):
             return len(self._tokenizer.encode(prompt)) + 2
-        return len(self._tokenizer.tokenizer(prompt, truncation=False, verbose=False).input_ids)
+        text = self._tokenizer.clean_fn(prompt)
+        return len(self._tokenizer.tokenizer(text, truncation=False, verbose=False).input_ids)

@@ -94,3 +94,19 @@ def test_loading_says_nothing(clip_folder: Path, capfd: pytest.CaptureFixture[st
     load(clip_folder)
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
+
+
+def test_a_model_as_siglip_s_are_is_read_with_its_own_tokenizer(tmp_path: Path) -> None:
+    folder = tiny_clip.make_siglip(tmp_path / "siglip")
+    scorer = load_scorer(resolve_scorer("clip", ScorerConfig(model=str(folder)), base_dir=tmp_path))
+    images = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
+    model = open_clip.CustomTextCLIP(**tiny_clip.SIGLIP).eval()
+    model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
+    squashed = [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)) for image in images]
+    pixels = torch.from_numpy(np.stack(squashed)).permute(0, 3, 1, 2) / 127.5 - 1
+    tokens = torch.tensor([[tiny_clip.WORDS.index(word) for word in line.split()] + [1] * 5 for line in ("a red circle", "a blue square")])
+    with torch.inference_mode():
+        cosines = torch.nn.functional.cosine_similarity(model.encode_image(pixels), model.encode_text(tokens))
+    np.testing.assert_allclose(scorer.score(images, ["A red circle!", "a blue, square"]), cosines.numpy(), atol=1e-4)
+    assert isinstance(scorer, TextScorer)
+    assert scorer.truncates(["a " * 8 + "!", "a " * 9]) == [False, True]
