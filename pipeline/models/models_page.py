@@ -16,7 +16,8 @@ them, and `promptmill verify --regenerate` makes the same bytes.
 _MODES = """## Modes
 
 What a folder can do besides text-to-image; a mode that is not here is refused before anything is loaded, with those that are.
-What the modes are: [modes.md](modes.md).
+What the modes are: [modes.md](modes.md). Kinds that do image-prompt take an image as a prompt
+[beside the other modes](modes.md#an-image-as-a-prompt) too.
 
 """
 _FOR_ONE_MODE = """## For one mode
