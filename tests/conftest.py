@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "1"  # a third less of the time that a compiled network takes g++
 REPOSITORY = Path(__file__).parent.parent
 os.environ["PYTHONPATH"] = str(REPOSITORY)  # so that Ray workers find tests.fakes
 
