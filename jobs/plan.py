@@ -37,6 +37,11 @@ class PlanSummary:
     requests: int | None = None
     unread_negatives: int = 0
 
+    @property
+    def wasted(self) -> float:
+        """Share of the sampler's work that goes into the places which short batches leave empty; 0 while batches are not known."""
+        return self.padded_draws / (self.num_draws + self.padded_draws) if self.padded_draws else 0.0
+
 
 def summarize(prepared: Prepared) -> PlanSummary:
     """Expand the whole job, streamed; no language model is asked. Raises PromptError on a bad source."""

@@ -15,6 +15,7 @@ TO_TRY = (
     "select status, reason, count(*) as images from metadata group by all order by images desc",
     "select prompt, seed, status from metadata order by sample_id limit 10",
 )
+TELL_WASTE = 0.05  # share of the sampler's work
 
 if TYPE_CHECKING:  # these modules import torch or start-up heavy parts
     from jobs.audit import Audit
@@ -38,6 +39,8 @@ def plan_table(plan: PlanSummary) -> RenderableType:
     if plan.num_batches is not None:
         batches = f"{plan.num_batches:,} batches ({plan.padded_draws:,} places filled up)"
     table.add_row("shards", f"{plan.num_shards:,}, in {batches}")
+    if plan.num_shards > 1 and plan.wasted >= TELL_WASTE:
+        table.add_row("", f"{plan.wasted:.0%} of the sampling fills up short batches; a larger output.shard_size leaves fewer of them")
     if plan.repeated_prompts and not plan.requests:
         table.add_row("repeated prompts", f"{plan.repeated_prompts:,} have the text of an earlier one; each still gets noise of its own")
     if plan.unread_negatives:

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+from rich.console import Console
+
 from jobs.plan import summarize
+from jobs.tables import plan_table
 from tests.fakes import fake_job
 
 
@@ -12,3 +16,13 @@ def test_prompts_draws_shards_and_repeated_texts_are_counted(tmp_path: Path) -> 
     assert (found.num_prompts, found.num_draws, found.num_shards, found.repeated_prompts) == (10, 20, 3, 3)
     assert (found.num_batches, found.padded_draws, found.examples) == (5, 0, ("picture 0", "picture 1", "picture 2"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("draws", "share"), [(3, 1 / 4), (4, 0)])
+def test_shards_that_fill_no_batch_are_told(tmp_path: Path, capsys: pytest.CaptureFixture, draws: int, share: float) -> None:
+    """A shard of 8 holds two prompts of three draws each, and batches are of 4."""
+    found = summarize(fake_job(tmp_path, prompts={"draws_per_prompt": draws}))
+    assert found.wasted == share
+    Console(width=120).print(plan_table(found))
+    told = capsys.readouterr().out
+    assert ("25% of the sampling fills up short batches; a larger output.shard_size leaves fewer of them" in told) == (draws == 3)
