@@ -21,6 +21,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError  # pyright: igno
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars, parse_ratelimit_headers
 
+from jobs.portions import portions
 from schemas.errors import ExportError
 
 CARD = "README.md"
@@ -151,17 +152,7 @@ class _Sender:
 
     def _batches(self, paths: Sequence[str]) -> Iterator[list[str]]:
         most = min(max(FILES_PER_COMMIT, -(-len(paths) // COMMITS_PER_PUSH)), MOST_FILES_PER_COMMIT)
-        batch: list[str] = []
-        num_bytes = 0
-        for path in paths:
-            size = self._files[path].stat().st_size
-            if batch and (len(batch) == most or num_bytes + size > BYTES_PER_COMMIT):
-                yield batch
-                batch, num_bytes = [], 0
-            batch.append(path)
-            num_bytes += size
-        if batch:
-            yield batch
+        return portions(paths, lambda path: self._files[path].stat().st_size, largest=BYTES_PER_COMMIT, most=most)
 
     def _same(self, path: str, found: RepoFile) -> bool:
         """Whether the hub has these bytes: it knows large files by their sha256, others by git's sha1 of a blob."""

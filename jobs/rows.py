@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from jobs.judged import added_scorers, metadata_sources, read_judged
+from jobs.portions import portions
 from jobs.query import BEFORE_LOCK, Guard
 from jobs.run_dir import READERS, JobRecord, RunDir, damaged
 from pipeline.store import Store
@@ -200,7 +201,8 @@ class Rows:
             if old:
                 cursor.execute(f"delete from metadata where shard_id in ({', '.join(map(str, old))})")  # noqa: S608 - numbers
             for names, where, _ in metadata_sources(self.run, markers) if markers else ():
-                for some in _portions(names, draws):
+                # a file of unknown size comes alone
+                for some in portions(names, lambda name: draws.get(name, ROWS_AT_A_TIME), largest=ROWS_AT_A_TIME):
                     fresh = pa.concat_tables(pool.map(self._read, some), promote_options="default").combine_chunks()  # chunks cost
                     cursor.register("fresh", fresh)
                     cursor.execute(f"insert into metadata by name select * from fresh where {where}")  # noqa: S608 - no text of a user
@@ -231,18 +233,3 @@ def _index_of_verdicts(run: RunDir) -> bytes:
         return run.store.get(layout.JUDGED_INDEX)
     except FileNotFoundError:
         return b""
-
-
-def _portions(names: Sequence[str], draws: Mapping[str, int]) -> Iterator[list[str]]:
-    """Files of up to ``ROWS_AT_A_TIME`` rows together; one of unknown size comes alone."""
-    portion: list[str] = []
-    rows = 0
-    for name in names:
-        more = draws.get(name, ROWS_AT_A_TIME)
-        if portion and rows + more > ROWS_AT_A_TIME:
-            yield portion
-            portion, rows = [], 0
-        portion.append(name)
-        rows += more
-    if portion:
-        yield portion
