@@ -63,7 +63,7 @@ def summarize(prepared: Prepared) -> PlanSummary:
             yield list(prepared.expand(prompt))
 
     first = None
-    for shard in cut(draws_of_prompts(), prepared.config.output.shard_size):
+    for shard in cut(draws_of_prompts(), prepared.config.output.shard_size, 1 if batch_size == "auto" else batch_size):
         first = first or shard.draws[0]
         shards += 1
         unread += sum(bool(draw.negative_prompt) and second_pass_scale(prepared.model.guidance, draw) <= 1 for draw in shard.draws)

@@ -39,7 +39,8 @@ def next_round(run_dir: RunDir, index: PlanIndex, prepared: Prepared, on_message
     def expand(prompt: Prompt) -> Iterator[Draw]:
         return prepared.expand(prompt, more[prompt.id]) if prompt.id in more else iter(())
 
-    longer = add_round(run_dir.store, index, prepared.open_prompts, expand, prepared.config.output.shard_size)
+    config = prepared.config
+    longer = add_round(run_dir.store, index, prepared.open_prompts, expand, config.output.shard_size, config.batch_size)
     on_message(
         f"round {longer.rounds}: {longer.num_draws - index.num_draws} draws of {len(more)} prompts"
         f" that have fewer than {wanted} accepted images"

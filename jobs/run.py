@@ -181,7 +181,8 @@ def _run(
         prepared = ask(run_dir, prepared, stop, on_message)
         if stop.is_set():
             return _report(run_dir, PlanIndex(num_prompts=0, num_draws=0, prompts_sha256="", shards=()), Settled(), tally, stopped=True)
-        index = plan.write_plan(run_dir.store, prepared.open_prompts, prepared.expand, prepared.config.output.shard_size)
+        config = prepared.config
+        index = plan.write_plan(run_dir.store, prepared.open_prompts, prepared.expand, config.output.shard_size, config.batch_size)
     found = run_dir.settle(index)
     problems = found.problems
     if retry_failed and (again := reopen_failed(run_dir)):

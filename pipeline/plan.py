@@ -6,6 +6,7 @@ source extend it: only the last shard, if it was short, changes.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, product
@@ -97,19 +98,37 @@ def _input_transform(sampling: SamplingConfig, input_scale: int) -> str | None:
     return f"downscale {input_scale}" if input_scale > 1 else None
 
 
-def cut(draws_of_prompts: Iterable[Sequence[Draw]], shard_size: int, *, first: int = 0) -> Iterator[Shard]:
-    """Shards of at most ``shard_size`` draws, numbered from ``first``. A prompt is kept whole unless it alone is larger than a shard."""
-    shard_id, pending = first, []
+def cut(draws_of_prompts: Iterable[Sequence[Draw]], shard_size: int, batch_size: int, *, first: int = 0) -> Iterator[Shard]:
+    """Shards of at most ``shard_size`` draws, numbered from ``first``, that leave as few places of their batches empty as may be.
+
+    A prompt is kept whole unless it alone is larger than a shard.
+    """
+    shard_id, pending, ends = first, [], []  # ends: places at which a prompt ends
     for draws in draws_of_prompts:
-        if pending and len(draws) <= shard_size < len(pending) + len(draws):
-            yield Shard(shard_id=shard_id, draws=tuple(pending))
-            shard_id, pending = shard_id + 1, []
         pending.extend(draws)
+        ends.append(len(pending))
         while len(pending) >= shard_size:
-            yield Shard(shard_id=shard_id, draws=tuple(pending[:shard_size]))
-            shard_id, pending = shard_id + 1, pending[shard_size:]
+            end = _fullest(pending, ends, shard_size, batch_size)
+            yield Shard(shard_id=shard_id, draws=tuple(pending[:end]))
+            shard_id, pending, ends = shard_id + 1, pending[end:], [place - end for place in ends if place > end]
     if pending:
         yield Shard(shard_id=shard_id, draws=tuple(pending))
+
+
+def _fullest(draws: Sequence[Draw], ends: Sequence[int], shard_size: int, batch_size: int) -> int:
+    """The end of a prompt in the second half of a shard by which the batches are fullest; the last of several.
+
+    Where there is none, the last one before it.
+    """
+    places = [end for end in ends if end <= shard_size]
+    if len(places) < len(ends) and ends[len(places)] - (places[-1] if places else 0) > shard_size:
+        places.append(shard_size)  # in a prompt that is too large to be kept whole
+    calls, of_key, draws_per_call = 0, Counter[tuple[object, ...]](), [0.0]
+    for number, draw in enumerate(draws[:shard_size], 1):
+        calls += of_key[draw.call_key] % batch_size == 0
+        of_key[draw.call_key] += 1
+        draws_per_call.append(number / calls)
+    return max([end for end in places if 2 * end >= shard_size] or places[-1:], key=lambda end: (draws_per_call[end], end))
 
 
 def batches(draws: Sequence[Draw], batch_size: int) -> list[tuple[Draw, ...]]:
@@ -143,7 +162,7 @@ def survey(store: Store, open_prompts: OpenPrompts) -> PlanIndex | None:
     return old if old is not None and digest.count == old.num_prompts else None
 
 
-def write_plan(store: Store, open_prompts: OpenPrompts, expand_prompt: ExpandPrompt, shard_size: int) -> PlanIndex:
+def write_plan(store: Store, open_prompts: OpenPrompts, expand_prompt: ExpandPrompt, shard_size: int, batch_size: int) -> PlanIndex:
     """Write the plan of all prompts and copies of their images; what was planned before comes out the same. The index is written last."""
     digest = _PromptDigest()
 
@@ -155,18 +174,18 @@ def write_plan(store: Store, open_prompts: OpenPrompts, expand_prompt: ExpandPro
                     store.put(layout.input_file(image.sha256), image.data)
             yield list(expand_prompt(prompt))
 
-    digests, num_draws = write_shards(store, cut(draws_of_prompts(), shard_size))
+    digests, num_draws = write_shards(store, cut(draws_of_prompts(), shard_size, batch_size))
     index = PlanIndex(num_prompts=digest.count, num_draws=num_draws, prompts_sha256=digest.hexdigest(), shards=tuple(digests))
     write_index(store, index)
     return index
 
 
-def add_round(store: Store, index: PlanIndex, open_prompts: OpenPrompts, more: ExpandPrompt, shard_size: int) -> PlanIndex:
+def add_round(store: Store, index: PlanIndex, open_prompts: OpenPrompts, more: ExpandPrompt, shard_size: int, batch_size: int) -> PlanIndex:
     """Add the draws that ``more`` gives of each prompt at the end of a plan, in shards of their own. The index is written last."""
     draws_of_prompts = (draws for prompt in open_prompts() if (draws := list(more(prompt))))
     in_last_file, reader = index.num_shards % layout.SHARDS_PER_PLAN_FILE, PlanReader(store)
     old = [reader.shard(shard_id) for shard_id in range(index.num_shards - in_last_file, index.num_shards)]
-    digests, num_draws = write_shards(store, chain(old, cut(draws_of_prompts, shard_size, first=index.num_shards)))
+    digests, num_draws = write_shards(store, chain(old, cut(draws_of_prompts, shard_size, batch_size, first=index.num_shards)))
     longer = replace(
         index,
         num_draws=index.num_draws + num_draws - sum(len(shard.draws) for shard in old),

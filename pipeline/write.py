@@ -7,6 +7,7 @@ readers ignore and a resume makes again.
 import hashlib
 import io
 import json
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -61,6 +62,7 @@ def commit_shard(
 
     ``again``: another try may have left dead letters, or something put aside, which is removed.
     """
+    started = time.perf_counter()
     images = images_bytes(outcomes, image_format)
     metadata = metadata_bytes(shard.shard_id, outcomes, verdicts, versions, image_format)
     store.put(layout.images_file(shard.shard_id), images)
@@ -82,7 +84,7 @@ def commit_shard(
         metadata_sha256=hashlib.sha256(metadata).hexdigest(),
         images_sha256=hashlib.sha256(images).hexdigest(),
         draws_sha256=draws_sha256,
-        seconds={stage: round(value, 4) for stage, value in seconds.items()},
+        seconds={stage: round(value, 4) for stage, value in {**seconds, "write": time.perf_counter() - started}.items()},
         worker=worker,
         usage={name: round(value, 6) for name, value in (usage or {}).items()},
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),

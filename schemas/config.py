@@ -603,7 +603,11 @@ class OutputConfig(Section):
     image_format: Literal["webp", "png", "jpeg"] = Field(default="webp", description="webp and png are lossless")
     jpeg_quality: int = Field(default=95, ge=1, le=100, description="for jpeg only; chroma is not subsampled")
     shard_size: int = Field(
-        default=64, ge=1, le=100_000, description="draws per shard, the unit of retry and commit; prompts are kept whole where they fit"
+        default=64,
+        ge=1,
+        le=100_000,
+        description="draws per shard at most, the unit of retry and commit; prompts are kept whole where they fit,"
+        " and shards end where their batches are full",
     )
 
 

@@ -82,7 +82,7 @@ def plan_run(path: Path, *, prompts: int = 8, config: JobConfig | None = None) -
     def expand(prompt: Prompt):
         return plan.expand(prompt, config, sized(config, SIZE_PX), model="imaginary", revision="0" * 40)
 
-    index = plan.write_plan(run.store, lambda: iter(made), expand, config.output.shard_size)
+    index = plan.write_plan(run.store, lambda: iter(made), expand, config.output.shard_size, config.batch_size)
     run.log("start", draws=index.num_draws, shards=index.num_shards, shards_done=0)
     return run
 

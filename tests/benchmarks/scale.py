@@ -80,7 +80,7 @@ def _plan(folder: Path, draws: int) -> None:
     run_dir = RunDir.claim(folder / "run", job.job())
     run_dir.begin()
     assert plan.survey(run_dir.store, job.open_prompts) is None
-    plan.write_plan(run_dir.store, job.open_prompts, job.expand, SHARD_SIZE)
+    plan.write_plan(run_dir.store, job.open_prompts, job.expand, SHARD_SIZE, job.config.batch_size)
 
 
 def _make_half(folder: Path, draws: int) -> None:

@@ -255,7 +255,7 @@ def test_a_sample_id_that_two_shards_share_is_found(tmp_path: Path) -> None:
     def expand(_: object) -> object:
         return plan.expand(prompt, config, sized(config, 16), model="imaginary", revision="0" * 40)
 
-    plan.write_plan(run.store, lambda: iter(make_prompts(2)), expand, 2)  # type: ignore[arg-type]
+    plan.write_plan(run.store, lambda: iter(make_prompts(2)), expand, 2, 1)  # type: ignore[arg-type]
     commit(run, 0)
     commit(run, 1)
     problems = verify(run).problems

@@ -27,7 +27,7 @@ def write(store: LocalStore, rows: list[Prompt], shard_size: int = 8, draws: int
         return plan.expand(prompt, config, sized(config, 16), model=CARD.name, revision=CARD.revision)
 
     old = plan.survey(store, lambda: iter(rows))
-    return old or plan.write_plan(store, lambda: iter(rows), expand, shard_size)
+    return old or plan.write_plan(store, lambda: iter(rows), expand, shard_size, batch_size=2)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -36,8 +36,30 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_prompts_are_kept_whole_where_they_fit() -> None:
     draws = [[make_draw(prompt, draw_index=index) for index in range(count)] for prompt, count in enumerate([3, 3, 3, 10, 1])]
-    sizes = [[draw.prompt_id for draw in shard.draws] for shard in plan.cut(draws, 8)]
+    sizes = [[draw.prompt_id for draw in shard.draws] for shard in plan.cut(draws, 8, batch_size=1)]
     assert sizes == [["000000"] * 3 + ["000001"] * 3, ["000002"] * 3 + ["000003"] * 5, ["000003"] * 5 + ["000004"]]
+
+
+@pytest.mark.parametrize(
+    ("draws_per_prompt", "shard_size", "batch_size", "sizes"),
+    [
+        (3, 64, 8, [48, 48, 24]),  # 16 prompts of 3 fill 6 batches; 21 would leave one place empty
+        (3, 32, 16, [30, 30, 30, 30]),  # none fits: the fullest
+        (1, 100, 64, [64, 56]),
+        (1, 10, 64, [10] * 12),  # a batch is never full: the largest
+        (40, 16, 16, [16, 16, 16, 16, 16, 16, 16, 8]),  # a prompt that is no whole one in any case
+    ],
+)
+def test_shards_are_cut_where_their_batches_are_fullest(draws_per_prompt: int, shard_size: int, batch_size: int, sizes: list[int]) -> None:
+    draws = [[make_draw(prompt, draw_index=number) for number in range(draws_per_prompt)] for prompt in range(120 // draws_per_prompt)]
+    assert [len(shard.draws) for shard in plan.cut(draws, shard_size, batch_size)] == sizes
+
+
+def test_each_setting_of_a_sweep_fills_its_own_batches() -> None:
+    draws = [[make_draw(prompt, draw_index=n, guidance_scale=1.0 + n) for n in range(3)] for prompt in range(64)]
+    shards = list(plan.cut(draws, 64, batch_size=16))
+    assert [len(shard.draws) for shard in shards] == [48] * 4
+    assert {len(batch) for shard in shards for batch in plan.batches(shard.draws, 16)} == {16}
 
 
 def test_batches_group_draws_that_can_share_a_call() -> None:
@@ -139,7 +161,7 @@ def test_planning_streams(tmp_path: Path) -> None:
 
     def peak(count: int) -> int:
         tracemalloc.start()
-        shards = plan.cut(([make_draw(int(p.id), prompt=p.text)] for p in many(count)), 100)
+        shards = plan.cut(([make_draw(int(p.id), prompt=p.text)] for p in many(count)), 100, 8)
         assert sum(len(shard.draws) for shard in shards) == count
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
