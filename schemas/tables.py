@@ -43,7 +43,12 @@ _DRAW: list[tuple[str, pa.DataType, bool, str]] = [  # name, type, nullable, mea
     ("loras", pa.list_(pa.field("element", pa.string())), False, "LoRA weights as name@scale; empty without"),
     ("scheduler", _TEXT, False, "sampler"),
     ("steps", _INT, False, "denoising steps"),
-    ("guidance_scale", pa.float64(), False, "classifier-free guidance scale, or the same as an input of a distilled network"),
+    (
+        "guidance_scale",
+        pa.float64(),
+        False,
+        "classifier-free guidance scale, or the same as an input of a distilled network; of no effect where a model draws from noise alone",
+    ),
     ("true_cfg_scale", pa.float64(), True, "classifier-free guidance scale beside such an input; null: no second pass"),
     ("guidance_rescale", pa.float64(), True, "share by which the guided prediction is scaled back to the contrast of the unguided one"),
     (

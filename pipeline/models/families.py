@@ -145,7 +145,7 @@ FAMILIES: tuple[Family, ...] = (
         pipeline="DDPMPipeline",
         predicts=_EPS,
         checkpoints=(),
-        note="the prompt is a caption only; one size",
+        note="the prompt is a caption only, and nothing is guided; one size",
     ),
     Family(
         name="DiT, class-conditional",

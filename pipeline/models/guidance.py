@@ -8,7 +8,7 @@ negative prompt, unless ``true_cfg_scale`` has them asked twice all the same.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.models.modes import LATENT_UPSCALER, NO_NEGATIVE_PROMPT, PASSES, RESCALES_GUIDANCE, TRUE_CFG
+from pipeline.models.modes import LATENT_UPSCALER, NO_NEGATIVE_PROMPT, PASSES, RESCALES_GUIDANCE, TRUE_CFG, UNGUIDED
 from schemas.config import SamplingConfig
 from schemas.errors import ModelError
 from schemas.records import Draw
@@ -39,9 +39,12 @@ def second_pass_scale(guidance: Guidance, draw: Draw) -> float:
 def check_guidance(card: "ModelCard", sampling: SamplingConfig, where: str) -> None:
     """Raise ModelError, starting with ``where``, for a setting of guidance that the model cannot take or would not heed."""
     model = _named(card)
-    if card.guidance == "none" and (sampling.guidance_scale > 1 or sampling.true_cfg_scale > 1):
-        name = "guidance_scale" if sampling.guidance_scale > 1 else "true_cfg_scale"
-        raise ModelError(f"{where}sampling.{name}: {model} was distilled to draw without guidance; set it to 1")
+    guided_by = [name for name in ("guidance_scale", "true_cfg_scale") if getattr(sampling, name) > 1]
+    if card.guidance == "none" and guided_by:
+        raise ModelError(f"{where}sampling.{guided_by[0]}: {model} was distilled to draw without guidance; set it to 1")
+    given = [name for name in guided_by if getattr(sampling, name) != SamplingConfig.model_fields[name].default]
+    if card.pipeline_class in UNGUIDED and given:  # the default stays: it is part of the ids of all draws that were made with it
+        raise ModelError(f"{where}sampling.{given[0]}: {model} draws from noise alone, which nothing guides; take it out")
     if sampling.true_cfg_scale > 1 and card.guidance != "input":
         raise ModelError(f"{where}sampling.true_cfg_scale: {model} is guided by guidance_scale; set that one instead")
     if sampling.true_cfg_scale > 1 and card.pipeline_class not in TRUE_CFG:

@@ -112,13 +112,16 @@ TRUE_CFG = frozenset(
 )
 """Pipelines that take a true_cfg_scale beside the guidance_scale that is an input of their network, where it is one."""
 
+UNGUIDED = frozenset({"DDPMPipeline", "DDIMPipeline"})
+"""Pipelines that draw from noise alone: they read no prompt, so nothing guides them."""
+
 NO_NEGATIVE_PROMPT = frozenset(
     {
+        *UNGUIDED,
         "LatentConsistencyModelPipeline",
         "LatentConsistencyModelImg2ImgPipeline",
         "Flux2Pipeline",
         "Flux2KleinPipeline",
-        "DDPMPipeline",
         "DiTPipeline",
     }
 )

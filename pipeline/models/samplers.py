@@ -114,7 +114,8 @@ What may be set besides:
   prior; in a second stage guidance is for all steps. Where the scale is an input there is no pass to leave out: FLUX.1-dev needs a
   `true_cfg_scale` too, latent consistency models refuse it. Shares are of the steps that are made: with a `strength` of 0.5, of that half.
 
-Each is refused where a model does not take it, and so is a negative prompt that would not be read.
+Each is refused where a model does not take it, and so is a negative prompt that would not be read. DDPM draws from noise alone, which
+nothing guides: its rows keep the default `guidance_scale`, which has no effect, and another one above 1 is refused.
 """
 
 

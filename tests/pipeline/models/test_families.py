@@ -123,6 +123,7 @@ def test_a_scale_of_1_or_less_leaves_out_the_second_pass(model_of: Callable[[str
 def test_guidance_that_a_model_would_not_heed_is_refused(folder_of: Made, family: str) -> None:
     card = resolve_model(ModelConfig(id=str(folder_of(family))), base_dir=Path.cwd())  # pyright: ignore[reportCallIssue]
     model, once = f"{family} ({card.pipeline_class}) ", "takes guidance_scale as an input of its network, which is asked once a step"
+    unguided = "draws from noise alone, which nothing guides; take it out"
 
     def refusal(**settings: Any) -> str:
         with pytest.raises(ModelError) as caught:
@@ -138,7 +139,12 @@ def test_guidance_that_a_model_would_not_heed_is_refused(folder_of: Made, family
     if family != "flux-dev":
         why = "cannot be asked twice a step; take it out"
         why = why if family in TAKES_THE_SCALE else "is guided by guidance_scale; set that one instead"
+        why = why if ROWS[family].guidance else unguided
         assert refusal(true_cfg_scale=3.0) == f"sampling.true_cfg_scale: {model}{why}"
+    if not ROWS[family].guidance:
+        assert refusal(guidance_scale=3.0) == f"sampling.guidance_scale: {model}{unguided}"
+        for scale in (SamplingConfig().guidance_scale, 1.0):
+            check_sampling(card, SamplingConfig(guidance_scale=scale))
 
 
 @pytest.mark.parametrize("family", ROWS)
@@ -148,7 +154,7 @@ def test_a_job_runs_from_a_yaml_and_makes_the_same_bytes_again(
     job = {
         "prompts": {"texts": ["a red square 0", "a blue circle"], "draws_per_prompt": 2},
         "model": {"id": str(folder_of(family))},
-        "sampling": {"steps": 2, "guidance_scale": 3.0, "batch_size": 2, "width": 32, "height": 32},
+        "sampling": {"steps": 2, "batch_size": 2, "width": 32, "height": 32} | ({"guidance_scale": 3.0} if ROWS[family].guidance else {}),
         "output": {"image_format": "png"},
         "executor": {"kind": "local"},
     }

@@ -16,7 +16,7 @@ from jobs.plan import summarize
 from jobs.prepare import prepare
 from pipeline.models.base import ImageModel
 from pipeline.models.families import FAMILIES
-from pipeline.models.modes import NO_NEGATIVE_PROMPT, RESCALES_GUIDANCE, TRUE_CFG, pipelines
+from pipeline.models.modes import NO_NEGATIVE_PROMPT, RESCALES_GUIDANCE, TRUE_CFG, UNGUIDED, pipelines
 from pipeline.models.resolve import check_sampling, resolve_model
 from schemas.config import ModelConfig, SamplingConfig
 from schemas.errors import ModelError
@@ -38,6 +38,7 @@ def test_the_tables_list_every_known_pipeline_that_takes_them() -> None:
     assert that_take("guidance_rescale") == RESCALES_GUIDANCE
     assert that_take("true_cfg_scale") == TRUE_CFG
     assert known - that_take("negative_prompt") == NO_NEGATIVE_PROMPT
+    assert known - that_take("guidance_scale") == UNGUIDED
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
