@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from pipeline.models.resolve import BUNDLED
+from pipeline.prompts import named_images
 from pipeline.scorers.own_files import imported_files, own_file
 from pipeline.store import is_url
 from schemas.config import JobConfig
@@ -41,6 +42,7 @@ def bundle(config_path: Path, folder: Path, *, out: str | None = None, overrides
         source = base_dir / Path(config.prompts.file).expanduser()
         _copy(source, folder / source.name, "prompts.file")
         raw["prompts"]["file"] = source.name
+        _refuse_images_left_here(config, base_dir, folder)
     if config.prompts.template and (base_dir / config.prompts.wildcards).is_dir():
         _copy(base_dir / config.prompts.wildcards, folder / "wildcards", "prompts.wildcards")
         raw["prompts"]["wildcards"] = "wildcards"
@@ -71,12 +73,7 @@ def _output(out: str | None) -> str:
 
 
 def _refuse_local(config: JobConfig, base_dir: Path) -> None:
-    """Input images and model folders are too large to travel; model folders may be named by an absolute path."""
-    if config.sampling.mode != "text-to-image":
-        raise ConfigError(
-            f"sampling.mode {config.sampling.mode}: the input images that the prompts name do not travel;"
-            " put job and images where every machine sees them, and run 'promptmill run' on the head with executor.address=auto"
-        )
+    """Model folders are too large to travel; they may be named by an absolute path."""
     model = config.model
     addons = {"loras": model.loras, "embeddings": model.embeddings, "vae": [model.vae], "second_stage": [model.second_stage]}
     addons |= {"controlnet": [model.controlnet], "ip_adapter": [model.ip_adapter]}
@@ -87,6 +84,19 @@ def _refuse_local(config: JobConfig, base_dir: Path) -> None:
             raise ConfigError(
                 f"{key} {value}: is on this machine, and weights do not travel; give a hub name,"
                 " or an absolute path that every machine of the cluster sees"
+            )
+
+
+def _refuse_images_left_here(config: JobConfig, base_dir: Path, folder: Path) -> None:
+    """Input images may be bytes of the prompt file, objects of a store, or files that the head sees; others do not travel."""
+    shared = [path for path in config.prompts.image_folders if Path(path).is_absolute()]
+    reference = config.model.ip_adapter is not None
+    for cell, name in named_images(config.prompts, base_dir=base_dir, mode=config.sampling.mode, reference=reference):
+        seen = any(Path(name).is_relative_to(path) for path in shared) if Path(name).is_absolute() else (folder / name).is_file()
+        if not seen and not is_url(name):
+            raise ConfigError(
+                f"{cell} {name}: is on this machine, and input images do not travel; put them into cells of a Parquet file or an object store,"
+                " or give absolute paths in a folder of prompts.image_folders that the head of the cluster sees"
             )
 
 

@@ -55,8 +55,7 @@ class InputReader:
 
     def read(self, value: object, where: str) -> InputImage:
         """The image of a path, of bytes, or of a struct with ``bytes`` or ``path``. Raises PromptError."""
-        if isinstance(value, Mapping):
-            value = value.get("bytes") or value.get("path")
+        value = bytes_or_path(value)
         if isinstance(value, str):
             where, value = f"{where} {value}", self._read_file(value, where)
         if not isinstance(value, bytes):
@@ -89,6 +88,11 @@ class InputReader:
             raise PromptError(f"{where}: there is no object {url}") from None
         _refuse_large(num_bytes, f"{where}: {url}")
         return data
+
+
+def bytes_or_path(value: object) -> object:
+    """What a cell holds of an image; of a struct its ``bytes``, or without them its ``path``."""
+    return value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
 
 
 def conditions(draw: Draw, get: Callable[[str], bytes]) -> Conditions:

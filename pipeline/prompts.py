@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from pipeline.inputs import InputReader
+from pipeline.inputs import InputReader, bytes_or_path
 from pipeline.prompt_dataset import dataset_rows
 from pipeline.store import is_url
 from pipeline.templates import template_rows
@@ -48,24 +48,43 @@ def read_prompts(config: PromptsConfig, *, base_dir: Path, mode: Mode = "text-to
         max_characters=config.max_characters,
         blocked=_blocked(config.blocklist),
     )
+    folder = (base_dir / config.file).parent if config.file else base_dir
+    images = InputReader(folder, [one if is_url(one) else base_dir / one for one in config.image_folders])
+    return _prompts(*_source(config, base_dir), images, wanted)
+
+
+def named_images(config: PromptsConfig, *, base_dir: Path, mode: Mode, reference: bool = False) -> Iterator[tuple[str, str]]:
+    """Input images that the source names, where it does not hold their bytes: the cell, for errors, and the path or URL in it.
+
+    No image is read. Raises PromptError on a source that is missing or cannot be read.
+    """
+    if not (wanted := roles(mode, reference=reference)):
+        return
+    rows, where, unit = _source(config, base_dir)
+    for shown, row in rows:
+        for name in map(column, wanted):
+            found = bytes_or_path(row.get(name))
+            if isinstance(found, str) and found:
+                yield f"{where}: {unit} {shown}: {name}", found
+
+
+def _source(config: PromptsConfig, base_dir: Path) -> tuple[Iterable[_Row], str, str]:
+    """The rows of a source; in errors, its name and that of a row."""
     if config.texts is not None:
-        rows = enumerate({"prompt": text} for text in config.texts)
-        return _prompts(rows, "prompts.texts", "entry", InputReader(base_dir), wanted)
+        return enumerate({"prompt": text} for text in config.texts), "prompts.texts", "entry"
     if config.template is not None:
-        rows = template_rows(config, base_dir=base_dir)
-        return _prompts(rows, "prompts.template", "combination", InputReader(base_dir), wanted)
+        return template_rows(config, base_dir=base_dir), "prompts.template", "combination"
     assert config.file is not None  # PromptsConfig demands one of the three
     path = base_dir / config.file
-    images = InputReader(path.parent, [folder if is_url(folder) else base_dir / folder for folder in config.image_folders])
     if path.is_dir():
-        return _prompts(dataset_rows(path), str(path), "row", images, wanted)
+        return dataset_rows(path), str(path), "row"
     if not path.is_file():
         raise PromptError(f"{path}: there is no such prompt file; 'prompts' is relative to the configuration file's folder")
     readers = {".txt": _txt, ".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise PromptError(f"{path}: {path.suffix or 'no suffix'} is not a prompt format; use one of: {' '.join(readers)}")
-    return _prompts(reader(path), str(path), "row" if reader is _parquet else "line", images, wanted)
+    return reader(path), str(path), "row" if reader is _parquet else "line"
 
 
 def _prompts(rows: Iterable[_Row], where: str, unit: str, images: InputReader, wanted: _Wanted) -> Iterator[Prompt]:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import click
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from safetensors.numpy import save_file
@@ -27,9 +29,11 @@ from schemas.errors import ConfigError
 from tests.conftest import REPOSITORY
 from tests.jobs.conftest import JobFile
 from tests.jobs.test_bad_input import refused
+from tests.pipeline.test_inputs import png
 
 CLUSTER = REPOSITORY / "configs" / "cluster"
 SCORER = "from tests.fakes import Brightness\n\n\nclass Mine(Brightness):\n    pass\n"
+PICTURE = png()
 SLOW = """    def score(self, images_NHWC, prompts):
         time.sleep(0 if os.path.exists({file!r}) else 2)
         return super().score(images_NHWC, prompts)
@@ -111,9 +115,42 @@ class TestBundle:
         with pytest.raises(ConfigError, match=rf"model.{key} weights: is on this machine, and weights do not travel; give a hub name"):
             bundle(job.path, tmp_path, out="/shared/run")
 
-    def test_input_images_do_not_travel(self, job: JobFile, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"sampling\.mode image-to-image: the input images that the prompts name do not travel"):
-            bundle(job.write(sampling={"mode": "image-to-image"}), tmp_path, out="/shared/run")
+    def test_input_images_that_the_cluster_can_read_are_no_hindrance(self, job: JobFile, tmp_path: Path) -> None:
+        (tmp_path / "shared").mkdir()
+        (tmp_path / "shared" / "a.png").write_bytes(PICTURE)
+        cells = [{"bytes": PICTURE, "path": "a.png"}, {"bytes": None, "path": str(tmp_path / "shared" / "a.png")}]
+        pq.write_table(pa.table({"prompt": ["a", "b"], "init_image": cells}), job.folder / "p.parquet")
+        prompts = {"file": "p.parquet", "image_folders": [str(tmp_path / "shared")]}
+        made = bundle(job.write(prompts=prompts, sampling={"mode": "image-to-image"}), empty(tmp_path), out="/shared/run")
+        (job.folder / "p.parquet").unlink()
+        found = read_prompts(load(made.folder / "job.yaml").prompts, base_dir=made.folder, mode="image-to-image")
+        assert [prompt.images["init"].data for prompt in found] == [PICTURE, PICTURE]
+
+    @pytest.mark.parametrize(
+        ("cells", "left_here"),
+        [
+            ("s3://bucket/pictures/a.png,/shared/pictures/m.png", None),
+            ("s3://bucket/pictures/a.png,m.png", "mask_image m.png"),
+            ("pictures/a.png,s3://bucket/pictures/m.png", "init_image pictures/a.png"),
+            ("/elsewhere/a.png,/shared/pictures/m.png", "init_image /elsewhere/a.png"),
+        ],
+    )
+    def test_input_images_in_files_of_this_machine_are_refused_by_name(
+        self, job: JobFile, tmp_path: Path, cells: str, left_here: str | None
+    ) -> None:
+        (job.folder / "pictures").mkdir()
+        for name in ("pictures/a.png", "m.png"):
+            (job.folder / name).write_bytes(PICTURE)
+        (job.folder / "p.csv").write_text(f"prompt,init_image,mask_image\nx,{cells}\n")
+        folders = ["pictures", "/shared/pictures", "s3://bucket/pictures"]
+        job.write(prompts={"file": "p.csv", "image_folders": folders}, sampling={"mode": "inpainting"})
+        if left_here is None:
+            assert load(bundle(job.path, empty(tmp_path), out="/shared/run").folder / "job.yaml").prompts.image_folders == folders
+            return
+        with pytest.raises(
+            ConfigError, match=rf"p\.csv: line 2: {left_here}: is on this machine, and input images do not travel; put them"
+        ):
+            bundle(job.path, empty(tmp_path), out="/shared/run")
 
     def test_a_prompt_file_that_cannot_travel_is_named(self, job: JobFile, tmp_path: Path) -> None:
         folder = empty(tmp_path)
