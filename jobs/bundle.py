@@ -95,8 +95,8 @@ def _refuse_images_left_here(config: JobConfig, base_dir: Path, folder: Path) ->
         seen = any(Path(name).is_relative_to(path) for path in shared) if Path(name).is_absolute() else (folder / name).is_file()
         if not seen and not is_url(name):
             raise ConfigError(
-                f"{cell} {name}: is on this machine, and input images do not travel; put them into cells of a Parquet file or an object store,"
-                " or give absolute paths in a folder of prompts.image_folders that the head of the cluster sees"
+                f"{cell} {name}: is on this machine, and input images do not travel; put them into cells of a Parquet file or an object"
+                " store, or give absolute paths in a folder of prompts.image_folders that the head of the cluster sees"
             )
 
 
