@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import yaml
@@ -112,8 +113,17 @@ def gather(run: RunDir) -> Facts:
     facts, rules = gather_counts(run, ask), rules_now(run)
     scorers = [*run.job.scorers, *added_scorers(run.store)]
     scorer = scorers[0] if scorers else None
-    alike = find_alike(run, ask, rules, scorer)
-    return replace(facts, galleries=_galleries(run, ask, scorer, rules), alike=_lookalikes(run, alike, scorer))
+    galleries, alike = _galleries(ask, scorer, rules), find_alike(run, ask, rules, scorer)
+    groups = [ids for *_, ids in galleries] + [group.sample_ids for found in alike for group in found.groups]
+    pictures = _pictures(run, chain.from_iterable(groups), f"{scorer}_score" if scorer else None)
+    return replace(
+        facts,
+        galleries=[Gallery(title=title, meaning=meaning, pictures=[pictures[one] for one in ids]) for title, meaning, ids in galleries],
+        alike=[
+            Lookalikes(found=found, groups=[(group, [pictures[one] for one in group.sample_ids]) for group in found.groups])
+            for found in alike
+        ],
+    )
 
 
 def _asker(run: RunDir) -> Ask:
@@ -185,7 +195,8 @@ def _shares(ask: Ask) -> dict[str, list[Share]]:
     return {by: shares for by, shares in found.items() if by == "label" or 2 <= len(shares) <= MOST_VALUES}
 
 
-def _galleries(run: RunDir, ask: Ask, scorer: str | None, rules: FilterConfig) -> list[Gallery]:
+def _galleries(ask: Ask, scorer: str | None, rules: FilterConfig) -> list[tuple[str, str, list[str]]]:
+    """Title, meaning and ids of the images of each that has some."""
     score = f"{scorer}_score" if scorer else None
     told = f"and isfinite({score})" if score else ""
     by = f"{score} desc, " if score else ""
@@ -199,25 +210,11 @@ def _galleries(run: RunDir, ask: Ask, scorer: str | None, rules: FilterConfig) -
     if score:
         wanted.append(("Worst", f"lowest {scorer} of all", f"status != 'failed' {told}", f"{score}, sample_id"))
     wanted.append(("Rejected", "an even sample of them, each with its reason", "status = 'rejected'", "sample_id"))
-    chosen = [
-        [row["sample_id"] for row in ask(f"select sample_id from metadata where {where} order by {order} limit {IMAGES_PER_GALLERY}")]  # noqa: S608
-        for _, _, where, order in wanted
-    ]
-    pictures = _pictures(run, (one for ids in chosen for one in ids), score)
-    return [
-        Gallery(title=title, meaning=meaning, pictures=[pictures[one] for one in ids])
-        for (title, meaning, *_), ids in zip(wanted, chosen, strict=True)
-        if ids
-    ]
-
-
-def _lookalikes(run: RunDir, alike: Sequence[Alike], scorer: str | None) -> list[Lookalikes]:
-    shown = (sample_id for found in alike for group in found.groups for sample_id in group.sample_ids)
-    pictures = _pictures(run, shown, f"{scorer}_score" if scorer else None)
-    return [
-        Lookalikes(found=found, groups=[(group, [pictures[sample_id] for sample_id in group.sample_ids]) for group in found.groups])
-        for found in alike
-    ]
+    found = []
+    for title, meaning, where, order in wanted:
+        rows = ask(f"select sample_id from metadata where {where} order by {order} limit {IMAGES_PER_GALLERY}")  # noqa: S608
+        found += [(title, meaning, [row["sample_id"] for row in rows])] if rows else []
+    return found
 
 
 def _pictures(run: RunDir, sample_ids: Iterable[str], score: str | None) -> dict[str, Picture]:
