@@ -63,7 +63,7 @@ def ask(run_dir: RunDir, prepared: Prepared, stop: Event, on_message: Callable[[
             on_message(f"prompts.expand: {asked.answers:,} of {wanted:,} answered")
 
     with draining(stop, prepared.config.executor.grace_seconds, on_message):
-        asked = expansion.ask(config, prepared.unasked(), run_dir.store, stop, on_answer)
+        asked = expansion.ask(prepared.config.prompts, prepared.unasked(), run_dir.store, stop, on_answer)
     run_dir.log("expanded", model=config.model, **{name: value for name, value in asdict(asked).items() if value})
     if asked.without_texts:
         on_message(f"prompts.expand: {asked.without_texts:,} prompts keep their own text; the tag {expansion.ERROR} says why")

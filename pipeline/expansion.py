@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.store import Store
 from schemas import layout
-from schemas.config import ExpandConfig
+from schemas.config import ExpandConfig, PromptsConfig
 from schemas.errors import ModelError, PromptError
 from schemas.records import Prompt
 
@@ -66,7 +66,7 @@ def expanded(prompts: Iterable[Prompt], config: ExpandConfig, answers: Answers) 
 
 
 def key(config: ExpandConfig, prompt: Prompt) -> str:
-    """Under which the answer to a prompt is recorded; all that the answer depends on is in it."""
+    """Under which the answer to a prompt is recorded; all of a job's identity that the answer depends on is in it."""
     asked = [config.model, config.instruction, config.count, config.request, prompt.id, prompt.text]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -81,14 +81,15 @@ def read_answers(store: Store) -> Answers:
     return answers
 
 
-def ask(config: ExpandConfig, prompts: Iterable[Prompt], store: Store, stop: Event, on_answer: Callable[[Asked], None]) -> Asked:
-    """Ask about each prompt, ``config.concurrency`` at a time, and record the answers as they come, until ``stop`` is set.
+def ask(source: PromptsConfig, prompts: Iterable[Prompt], store: Store, stop: Event, on_answer: Callable[[Asked], None]) -> Asked:
+    """Ask about each prompt, ``expand.concurrency`` at a time, and record the answers as they come, until ``stop`` is set.
 
     Whatever was answered is recorded before an error is raised: ModelError where asking further is of no use.
     """
     from pipeline.models.chat import ChatModel  # its HTTP client is not needed by who only reads a run
 
-    asked, model = Asked(), ChatModel(config)
+    asked, model, config = Asked(), ChatModel(source), source.expand
+    assert config is not None
     if store.read_log(layout.EXPANSIONS)[-1:] not in (b"", b"\n"):
         store.append(layout.EXPANSIONS, "")  # ends a line that a kill tore
     has_texts = any(isinstance(answer, tuple) for answer in read_answers(store).values())
@@ -105,8 +106,8 @@ def ask(config: ExpandConfig, prompts: Iterable[Prompt], store: Store, stop: Eve
                     failure = failure or error
             if asked.without_texts == asked.answers >= HOPELESS and not has_texts:
                 failure = failure or ModelError(
-                    f"model {config.model}: the first {asked.answers} answers hold no list of prompts (prompts.expand, {config.url}),"
-                    f" see {layout.EXPANSIONS}; try another model or instruction, with another --out"
+                    f"model {config.model}: the first {asked.answers} answers hold no list of prompts that can be used"
+                    f" (prompts.expand, {config.url}), see {layout.EXPANSIONS}; try another model or instruction, with another --out"
                 )
             asked.requests += model.take_requests()
             on_answer(asked)

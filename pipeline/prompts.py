@@ -5,8 +5,7 @@ One row is held at a time, with its input images. Every problem names the file a
 
 import csv
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pipeline.inputs import InputReader, bytes_or_path
 from pipeline.prompt_dataset import dataset_rows
 from pipeline.store import is_url
 from pipeline.templates import template_rows
+from pipeline.text_check import text_check
 from schemas.config import PROMPT_COLUMNS, SAMPLING_COLUMNS, PromptsConfig, SamplingConfig
 from schemas.errors import PromptError
 from schemas.modes import INPUTS, ROLES, Mode, Role, column, roles
@@ -28,12 +28,11 @@ _Row = tuple[int, Mapping[str, object]]  # number shown in errors, columns
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
-    """What each row must have, and must not: input images, the mode that the errors tell, and bounds on the text."""
+    """What each row must have, and must not: input images, the mode that the errors tell, and what may be wrong with a text."""
 
     mode: Mode
     roles: tuple[Role, ...]
-    max_characters: int | None
-    blocked: re.Pattern[str] | None
+    problem: Callable[[str], str]
 
 
 def read_prompts(config: PromptsConfig, *, base_dir: Path, mode: Mode = "text-to-image", reference: bool = False) -> Iterator[Prompt]:
@@ -42,12 +41,7 @@ def read_prompts(config: PromptsConfig, *, base_dir: Path, mode: Mode = "text-to
     With ``reference`` each has a reference image beside those of the mode. Raises PromptError on a source that is missing, empty,
     or has a row that is not a prompt, or lacks the images.
     """
-    wanted = _Wanted(
-        mode=mode,
-        roles=roles(mode, reference=reference),
-        max_characters=config.max_characters,
-        blocked=_blocked(config.blocklist),
-    )
+    wanted = _Wanted(mode=mode, roles=roles(mode, reference=reference), problem=text_check(config))
     folder = (base_dir / config.file).parent if config.file else base_dir
     images = InputReader(folder, [one if is_url(one) else base_dir / one for one in config.image_folders])
     return _prompts(*_source(config, base_dir), images, wanted)
@@ -102,7 +96,8 @@ def _prompt(row: Mapping[str, object], number: int, where: str, images: InputRea
         raise PromptError(f"{where}: {found}; every row needs a text in the column 'prompt'")
     if not text.strip():
         raise PromptError(f"{where}: the prompt is empty; write a text or take the row out")
-    _check_text(text, where, wanted)
+    if problem := wanted.problem(text):
+        raise PromptError(f"{where}: the prompt {problem}; change it or take the row out")
     given = row.get("id")
     tags = {str(k): _tag(v) for k, v in row.items() if k not in PROMPT_COLUMNS and v is not None}
     return Prompt(
@@ -114,20 +109,6 @@ def _prompt(row: Mapping[str, object], number: int, where: str, images: InputRea
         sampling={name: _setting(name, row[name], where) for name in SAMPLING_COLUMNS if row.get(name) not in (None, "")},
         images=_images(row, where, images, wanted),
     )
-
-
-def _blocked(words: Sequence[str]) -> re.Pattern[str] | None:
-    """Finds these words and phrases, whole and in any case."""
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", re.IGNORECASE) if words else None
-
-
-def _check_text(text: str, where: str, wanted: _Wanted) -> None:
-    if wanted.max_characters is not None and len(text) > wanted.max_characters:
-        raise PromptError(
-            f"{where}: the prompt has {len(text):,} characters, prompts.max_characters is {wanted.max_characters:,}; shorten it"
-        )
-    if wanted.blocked and (found := wanted.blocked.search(text)):
-        raise PromptError(f"{where}: the prompt holds {found[0]!r}, which prompts.blocklist forbids; change it or take the row out")
 
 
 def _setting(name: str, value: object, where: str) -> int | float:

@@ -166,9 +166,10 @@ class PromptsConfig(Section):
     max_prompts: int = Field(default=100_000, ge=1, description="a template that makes more is refused")
     blocklist: list[Annotated[str, Field(pattern=r"\S")]] = Field(
         default_factory=list,
-        description="words and phrases, whole and in any case, that no prompt of the source may hold; one that does is refused",
+        description="words and phrases, whole and in any case, that no prompt may hold: one of the source is refused, one that a language"
+        " model writes is asked for again",
     )
-    max_characters: int | None = Field(default=None, ge=1, description="longest prompt of the source; a longer one is refused")
+    max_characters: int | None = Field(default=None, ge=1, description="longest prompt; a longer one is treated as by `blocklist`")
     image_folders: list[str] = Field(
         default_factory=list,
         description="further folders that input images may lie in, also of an object store, s3://bucket/pictures;"

@@ -1,7 +1,8 @@
 """A real HTTP server on this machine that speaks OpenAI's chat API. Words in a prompt make it misbehave.
 
 ``BUSY`` (429 with Retry-After, once), ``BROKEN`` (500, twice), ``DOWN`` (503, always), ``SLOW`` (answers too late, once), ``GARBLED``
-(no JSON, once), ``PROSE`` (no list, always), ``FEW`` (too few texts, once), ``REFUSED`` (the model declines), ``BLOCKED`` (content policy).
+(no JSON, once), ``PROSE`` (no list, always), ``FEW`` (too few texts, once), ``RUDE`` (bad words in one, once), ``REFUSED`` (the model
+declines), ``BLOCKED`` (content policy).
 """
 
 import json
@@ -90,11 +91,11 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             if "SLOW" in prompt and number == 1:
                 time.sleep(1.0)
-            self._write(prompt, 1 if "FEW" in prompt and number == 1 else 2)
+            self._write(prompt, 1 if "FEW" in prompt and number == 1 else 2, " in Bad\nWords" if "RUDE" in prompt and number == 1 else "")
 
-    def _write(self, prompt: str, count: int) -> None:
+    def _write(self, prompt: str, count: int, first: str) -> None:
         """An answer that is a function of the prompt, in the manner of models that are not to be stopped from talking."""
-        texts = json.dumps([f"{prompt}, version {n}\nat dusk" for n in range(count)])
+        texts = json.dumps([f"{prompt}, version {n}\nat dusk{'' if n else first}" for n in range(count)])
         self._say(f"<think>a list [of what?]</think>Here you are:\n```json\n{texts}\n```\nEnjoy!")
 
     def _say(self, content: str | None, **more: Any) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.models.endpoint_client import Again, EndpointClient, NoAnswer
-from schemas.config import ExpandConfig
+from pipeline.text_check import text_check
+from schemas.config import PromptsConfig
 
 PATH = "chat/completions"
 MAX_CHARACTERS = 4000  # of a written prompt; what is longer is no prompt
@@ -29,13 +30,14 @@ class Texts:
 class ChatModel:
     """Safe for threads. ``write`` may cost money."""
 
-    def __init__(self, config: ExpandConfig) -> None:
+    def __init__(self, config: PromptsConfig) -> None:
         """Raises ModelError if the key's variable is not set here. Sends nothing."""
-        self._config = config
-        self._client = EndpointClient(config.model, config, section="prompts.expand", model_key="prompts.expand.model")
+        assert config.expand is not None
+        self._config, self._count, self._problem = config, config.expand.count, text_check(config)
+        self._client = EndpointClient(config.expand.model, config.expand, section="prompts.expand", model_key="prompts.expand.model")
 
     def write(self, prompt: str) -> Texts:
-        """``config.count`` different texts for a prompt.
+        """``count`` different texts for a prompt, none of which ``blocklist`` or ``max_characters`` forbids.
 
         Raises NoAnswer: ``refused``, ``bad_request``, ``bad_answer``, ``no_answer``; ModelError where asking further is of no use.
         """
@@ -54,25 +56,30 @@ class ChatModel:
             raise Again("the answer is no chat completion", code="bad_answer") from None
         if message.get("refusal") or choice.get("finish_reason") == "content_filter":
             raise NoAnswer("refused", " ".join(str(message.get("refusal") or "by the server's content filter").split())[:300])
-        texts = list(dict.fromkeys(_texts(message.get("content"))))
-        if len(texts) < self._config.count:
+        written = dict.fromkeys(_texts(message.get("content")))
+        texts = [text for text in written if not self._problem(text)]
+        if len(texts) < self._count:
+            another = next((f"; another {problem}" for problem in map(self._problem, written) if problem), "")
             ended = " and ends early: raise max_tokens in prompts.expand.request" if choice.get("finish_reason") == "length" else ""
-            raise Again(f"the answer holds {len(texts)} different prompts of {self._config.count}{ended}", code="bad_answer")
+            raise Again(f"the answer holds {len(texts)} different prompts of {self._count}{ended}{another}", code="bad_answer")
         usage = answer.get("usage") if isinstance(answer.get("usage"), dict) else {}
         named = answer.get("model")
         return Texts(
-            texts=tuple(texts[: self._config.count]),
+            texts=tuple(texts[: self._count]),
             model=named if isinstance(named, str) else None,
             usage={name: usage[name] for name in ("prompt_tokens", "completion_tokens") if isinstance(usage.get(name), int)},
         )
 
 
-def request(config: ExpandConfig, prompt: str) -> dict[str, Any]:
+def request(config: PromptsConfig, prompt: str) -> dict[str, Any]:
     """What the server is sent."""
-    told = config.instruction.replace("{count}", str(config.count))
-    how = f"Answer with a JSON array of exactly {config.count} strings, each a whole prompt, and with nothing else."
+    expand = config.expand
+    assert expand is not None
+    told = expand.instruction.replace("{count}", str(expand.count))
+    size = f" of at most {config.max_characters} characters" if config.max_characters else ""
+    how = f"Answer with a JSON array of exactly {expand.count} strings, each a whole prompt{size}, and with nothing else."
     messages = [{"role": "system", "content": f"{told}\n\n{how}"}, {"role": "user", "content": prompt}]
-    return {"model": config.model, "messages": messages, **config.request}
+    return {"model": expand.model, "messages": messages, **expand.request}
 
 
 def _texts(content: object) -> list[str]:

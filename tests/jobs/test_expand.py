@@ -101,6 +101,26 @@ def test_what_may_pass_is_asked_again_and_what_will_not_keeps_its_text(tmp_path:
     assert [row["tags"]["expansion_error"].split(":")[0] for row in kept] == ["refused", "bad_answer", "refused"]
 
 
+def test_what_a_model_writes_is_checked_as_the_source_is(tmp_path: Path, server: ChatServer) -> None:
+    long = "a cat on a mat of a certain length"
+
+    def made(**checks: Any) -> list[dict[str, Any]]:
+        prompts = {"texts": ["a cat RUDE", long, "a dog"], "draws_per_prompt": 1, "expand": expand(server)}
+        run(fake_job(tmp_path, prompts=prompts | checks), out=tmp_path / "run", model_loader=LOADER)
+        return rows_of(tmp_path / "run")
+
+    rows = made(blocklist=["bad words"], max_characters=45)
+    assert [server.tries[text] for text in ("a cat RUDE", long, "a dog")] == [2, 3, 1]
+    assert [row["prompt"] for row in rows[::2]] == ["a cat RUDE, version 0 at dusk", long, "a dog, version 0 at dusk"]
+    error = "bad_answer: the answer holds 0 different prompts of 2; another has 53 characters, prompts.max_characters is 45; tried 3 times"
+    assert rows[2]["tags"]["expansion_error"] == error
+    assert "a whole prompt of at most 45 characters, and" in server.asked[0]["messages"][0]["content"]
+    assert made(blocklist=["dusk"]) == rows, "what is recorded stays"
+    assert len(server.asked) == 6
+    with pytest.raises(PromptError, match=r"entry 0: the prompt holds 'RUDE', which prompts.blocklist forbids"):
+        made(blocklist=["rude"])
+
+
 def test_a_model_that_never_writes_a_list_ends_the_run_and_one_that_sometimes_does_not(tmp_path: Path, server: ChatServer) -> None:
     prose = [f"a cat PROSE {n}" for n in range(40)]
     with pytest.raises(
