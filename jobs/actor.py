@@ -3,6 +3,7 @@
 import socket
 import threading
 
+from pipeline.lending import Made
 from pipeline.worker import SHARDS_AT_ONCE, ShardWorker, WorkOrder
 from schemas.errors import ModelError
 from schemas.records import ShardResult
@@ -32,10 +33,19 @@ class Actor:
         if self._worker:
             self._worker.stop()
 
-    def release(self, shard_id: int) -> None:
-        """Put a shard aside for an idle actor, unless it has the device for itself."""
+    def lend(self, loan: int, idle: int) -> tuple[int, list[str]] | None:
+        """A part of a shard, as sample ids, which one of so many idle actors is to make; None if all is begun."""
+        return self._worker.lend(loan, idle) if self._worker else None
+
+    def help_with(self, shard_id: int, sample_ids: list[str]) -> tuple[int, Made]:
+        """Make a part of another actor's shard; how many draws, and these."""
+        made = self._get().help_with(shard_id, sample_ids)
+        return len(made.outcomes), made
+
+    def take_back(self, loan: int, made: Made | None) -> None:
+        """What was made of a loan, None if its helper was lost."""
         if self._worker:
-            self._worker.release(shard_id)
+            self._worker.take_back(loan, made)
 
     def pulse(self) -> tuple[int, float, int]:
         """Draws sampled so far, the seconds that the current batch has taken, and how many shards to have in flight."""

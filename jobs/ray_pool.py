@@ -21,6 +21,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from jobs.actor import Actor
 from jobs.actor_layout import Layout
 from jobs.executor import POLL_SECONDS, Control, Task, TaskQueue
+from jobs.ray_loans import Loans
 from jobs.ray_metrics import Metrics
 from jobs.ray_nodes import first_room, room
 from pipeline.worker import SHARDS_AT_ONCE, SHARDS_UNWRITTEN, WorkOrder
@@ -39,7 +40,7 @@ PASSED_ON = (  # settings of the driver that its workers must share; never crede
     "AWS_ENDPOINT_URL_S3",
     "AWS_REGION",
 )
-CALLS_AT_ONCE = SHARDS_AT_ONCE + SHARDS_UNWRITTEN + 2  # of one actor
+CALLS_AT_ONCE = SHARDS_AT_ONCE + SHARDS_UNWRITTEN + 4  # of one actor
 RESTART_SECONDS = 0.2  # between two looks at an actor that Ray restarts
 LOOK_SECONDS = 5.0  # between two looks for nodes that have joined
 START_SECONDS = 600  # for an actor to load its models, before the wait is given up
@@ -85,12 +86,12 @@ class _Pool:
         remote: Any = ray.remote(Actor).options(max_restarts=-1, max_task_retries=0, max_concurrency=CALLS_AT_ONCE, **first.share)
         self._new_actor: Callable[[], Any] = lambda: remote.remote(order)
         self._actors = [self._new_actor() for _ in range(first.count(control.config, self._num_shards))]
+        self._loans = Loans(self._actors, control.on_event)
         self._lost_loading = 0
         self._loading: dict[Any, int] = {actor.load.remote(): number for number, actor in enumerate(self._actors)}
         self._running: dict[Any, tuple[int, Task]] = {}
         self._in_flight: Counter[int] = Counter()
         self._capacity: dict[int, int] = {}  # of the actors that said so since they were loaded
-        self._releasing: dict[int, Any] = {}  # by actor, the shard that it was asked to put aside
         self._poll_at = 0.0
         self._ready: set[int] = set()
         self._refused: dict[int, Exception] = {}
@@ -112,12 +113,14 @@ class _Pool:
                 self._stopping = True
                 for actor in self._actors:
                     actor.stop.remote()
-            waiting = [*self._running, *self._loading]
+            waiting = [*self._running, *self._loading, *self._loans.calls]
             done, _ = ray.wait(waiting, num_returns=1, timeout=POLL_SECONDS)
             self._poll_progress()
             for ref in done:
                 if ref in self._loading:
                     self._loaded(ref)
+                elif ref not in self._running:
+                    self._helped(ref)
                 elif (result := self._finished(ref)) is not None:
                     yield result
             if not self._ready and time.monotonic() > self._deadline:
@@ -128,27 +131,33 @@ class _Pool:
         death would take the others' tries.
         """
         while self._queue and not self._control.stop.is_set():
-            alone = {number for number, task in self._running.values() if task.carefully}
             limits = {number: 1 if self._queue.next_is_deadly else self._capacity.get(number, SHARDS_AT_ONCE) for number in self._ready}
-            free = [number for number in self._ready - alone if self._in_flight[number] < limits[number]]
+            free = [number for number in self._ready - self._alone if self._in_flight[number] < limits[number]]
             if not free:
                 return
             number = min(free, key=lambda n: (self._in_flight[n], n))
             task = self._queue.take()
             self._running[self._actors[number].run.remote(task.shard_id, task.is_last, task.carefully)] = (number, task)
             self._in_flight[number] += 1
+            self._loans.has_shard(number)
+
+    @property
+    def _alone(self) -> set[int]:
+        """Actors that are at a shard which one has died over."""
+        return {number for number, task in self._running.values() if task.carefully}
 
     def _share_out(self) -> None:
-        """At the end of the run: a shard that waits for the device of a busy actor goes on at an idle one."""
-        idle = sum(not self._in_flight[number] for number in self._ready) - len(self._releasing)
-        if self._queue or idle <= 0 or self._control.stop.is_set():
-            return
-        latest = {number: (ref, task) for ref, (number, task) in self._running.items() if self._in_flight[number] > 1}
-        for number, (ref, task) in latest.items():
-            if idle > 0 and number in self._ready and number not in self._releasing:
-                self._actors[number].release.remote(task.shard_id)
-                self._releasing[number] = ref
-                idle -= 1
+        """At the end of the run: idle actors help the busy ones."""
+        if not self._queue and not self._control.stop.is_set():
+            self._loans.ask(self._ready - self._alone, {number for number in self._ready if self._in_flight[number]})
+
+    def _helped(self, ref: Any) -> None:
+        if failed := self._loans.came(ref):
+            helper, error = failed
+            if isinstance(error, RayActorError):
+                self._lost(helper, _brief(error))
+            elif isinstance(error, RayTaskError) and isinstance(cause := _cause(error), ModelError):
+                self._set_aside(helper, cause)
 
     def _grow(self) -> None:
         """Use nodes that have joined, and those that could not load before. Actors of nodes that have left wait for room,
@@ -190,12 +199,11 @@ class _Pool:
     def _finished(self, ref: Any) -> ShardResult | None:
         number, task = self._running.pop(ref)
         self._in_flight[number] -= 1
-        if self._releasing.get(number) == ref:
-            del self._releasing[number]
         try:
             result: ShardResult = ray.get(ref)
         except RayActorError as error:
-            self._lost(number, task, _brief(error))
+            self._lost(number, _brief(error))
+            self._queue.lost(task, _brief(error))
         except RayTaskError as error:
             cause = _cause(error)
             if isinstance(cause, ModelError):  # Ray restarted the actor on a node that cannot load
@@ -206,11 +214,7 @@ class _Pool:
             else:
                 raise cause from None
         else:
-            if result.drained and not self._control.stop.is_set():
-                self._queue.give_back(task)
-                self._control.on_event("shard_moved", shard_id=task.shard_id, actor=number)
-            else:
-                self._queue.succeeded()
+            self._queue.succeeded()
             return result
         return None
 
@@ -228,14 +232,13 @@ class _Pool:
         if len(self._refused) == len(self._actors):
             raise why from None
 
-    def _lost(self, number: int, task: Task, why: str) -> None:
-        """The actor's process died. Ray restarts it; the shard is tried again, here or elsewhere."""
+    def _lost(self, number: int, why: str) -> None:
+        """The actor's process died. Ray restarts it; its shards are tried again, here or elsewhere."""
         if number in self._ready:
             self._ready.discard(number)
             self._control.on_event("worker_lost", actor=number, error=why)
             self._loading[self._actors[number].load.remote()] = number
             self._deadline = time.monotonic() + START_SECONDS
-        self._queue.lost(task, why)
 
     def _poll_progress(self) -> None:
         """Draws sampled so far by all actors, asked for now and then without waiting."""

@@ -8,7 +8,7 @@ other threads of the worker have begun.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,7 @@ from typing import TypeVar
 from pipeline import plan, suspects
 from pipeline.encode import encode
 from pipeline.filter import judge
+from pipeline.lending import Batches, Made
 from pipeline.models.base import ImageModel, Metered, Timed
 from pipeline.sample import OutOfMemory, Sampled, failed, sample_batch, score_batch
 from pipeline.scorers.base import Scorer
@@ -92,7 +93,7 @@ class Stages:
     encoders: Executor
     worker: str
     device: Device = field(default_factory=Device)
-    on_batch: Callable[[int, int], None] = lambda shard_id, num_draws: None
+    on_batch: Callable[[int], None] = lambda num_draws: None
     on_stage: Callable[[str, float, float], None] = lambda stage, start_seconds, seconds: None
     on_write: Callable[[int], None] = lambda num_bytes: None  # images that begin to wait for the store; minus as many once it has them
 
@@ -108,19 +109,28 @@ class Stages:
 
 
 def run_shard(
-    shard: Shard, stages: Stages, *, stop: Callable[[], bool], keep_failures: bool = True, carefully: bool = False
+    shard: Shard,
+    stages: Stages,
+    *,
+    stop: Callable[[], bool],
+    keep_failures: bool = True,
+    carefully: bool = False,
+    work: Batches | None = None,
 ) -> ShardResult:
     """Make, judge and commit one shard.
 
     ``stop`` is asked before each batch; once it is true the finished batches are put aside for the resume and
     the result says ``drained``. With ``keep_failures`` false, a shard of which every draw failed raises
     ShardError instead of being committed: likelier a broken worker than a hundred bad prompts. ``carefully`` is
-    for a shard that a worker died over: see ``pipeline.suspects``.
+    for a shard that a worker died over: see ``pipeline.suspects``. From ``work`` others may take batches meanwhile.
     """
     digest = plan.draws_digest(shard.draws)
     clock = _Clock(stages.on_stage)
     kept = load_partial(stages.store, shard, digest)
-    outcomes, drained = (_make_carefully if carefully else _make)(shard, digest, kept, stages, stop, clock)
+    if carefully:
+        outcomes, drained = _make_carefully(shard, digest, kept, stages, stop, clock)
+    else:
+        outcomes, drained = _make(shard, kept, stages, stop, clock, Batches(shard.shard_id) if work is None else work)
     if drained:
         if outcomes:
             save_partial(stages.store, shard.shard_id, outcomes, digest)
@@ -148,6 +158,14 @@ def run_shard(
     return result
 
 
+def help_with(shard: Shard, sample_ids: Collection[str], stages: Stages, work: Batches, *, stop: Callable[[], bool]) -> Made:
+    """Make draws of a shard that another worker will commit; fewer of them, if stopped."""
+    clock = _Clock(stages.on_stage)
+    part = replace(shard, draws=tuple(draw for draw in shard.draws if draw.sample_id in sample_ids))
+    outcomes, _ = _make(part, {}, stages, stop, clock, work)
+    return Made(outcomes=tuple(outcomes), seconds=clock.seconds, usage=clock.usage)
+
+
 def remake(draws: Sequence[Draw], stages: Stages) -> list[Outcome]:
     """Make draws again outside any shard, at the planned batch shape; for ``verify``."""
     outcomes: list[Outcome] = []
@@ -158,30 +176,35 @@ def remake(draws: Sequence[Draw], stages: Stages) -> list[Outcome]:
 
 
 def _make(
-    shard: Shard, digest: str, kept: Mapping[str, Outcome], stages: Stages, stop: Callable[[], bool], clock: "_Clock"
+    shard: Shard, kept: Mapping[str, Outcome], stages: Stages, stop: Callable[[], bool], clock: "_Clock", work: Batches
 ) -> tuple[list[Outcome], bool]:
     """All outcomes in the plan's order; or, if stopped, those that are finished, and True. ``kept`` were finished before."""
     finished = dict(kept)
     futures: list[Future[list[Outcome]]] = []
-    drained = False
-    with clock.turn(stages.device, stop) as is_mine:
-        for batch in plan.batches(shard.draws, stages.config.batch_size):
-            missing = [draw for draw in batch if draw.sample_id not in finished]
-            if not missing:
-                stages.on_batch(shard.shard_id, len(batch))
-                continue
-            if drained := not is_mine or stop():
-                break
-            with clock("wait"):
-                if len(futures) > MAX_WAITING_BATCHES:
-                    futures[-1 - MAX_WAITING_BATCHES].result()
-            with stages.device.batch():
-                sampled = _sample_and_score(missing, stages, clock)
-            futures.append(stages.encoders.submit(_timed_encode, sampled, stages.config.output, clock))
-            stages.on_batch(shard.shard_id, len(batch))
+    if finished:
+        stages.on_batch(len(finished))
+    missing = [[draw for draw in batch if draw.sample_id not in finished] for batch in plan.batches(shard.draws, stages.config.batch_size)]
+    work.fill([batch for batch in missing if batch])
+    stopped = False
+    while work.are_open and not stopped:
+        with clock.turn(stages.device, stop) as is_mine:
+            while not (stopped := not is_mine or stop()) and (batch := work.take()):
+                with clock("wait"):
+                    if len(futures) > MAX_WAITING_BATCHES:
+                        futures[-1 - MAX_WAITING_BATCHES].result()
+                with stages.device.batch():
+                    sampled = _sample_and_score(batch, stages, clock)
+                futures.append(stages.encoders.submit(_timed_encode, sampled, stages.config.output, clock))
+                stages.on_batch(len(batch))
+        with clock("wait"):
+            lent = work.collect()
+        for made in lent:
+            clock.include(made)
+            finished |= {outcome.draw.sample_id: outcome for outcome in made.outcomes}
     for future in futures:
         finished |= {outcome.draw.sample_id: outcome for outcome in future.result()}
-    return [finished[draw.sample_id] for draw in shard.draws if draw.sample_id in finished], drained
+    outcomes = [finished[draw.sample_id] for draw in shard.draws if draw.sample_id in finished]
+    return outcomes, len(outcomes) < len(shard.draws)
 
 
 def _make_carefully(
@@ -208,7 +231,7 @@ def _make_carefully(
                         sampled = _sample_and_score(group, stages, clock)
                     finished |= {outcome.draw.sample_id: outcome for outcome in _timed_encode(sampled, stages.config.output, clock)}
                     save_partial(stages.store, shard.shard_id, so_far(), digest)
-            stages.on_batch(shard.shard_id, len(batch))
+            stages.on_batch(len(batch))
     suspects.save(stages.store, shard.shard_id, note)
     return so_far(), False
 
@@ -309,6 +332,12 @@ class _Clock:
 
     def use(self, usage: Mapping[str, float]) -> None:
         self.usage = {name: self.usage.get(name, 0) + usage.get(name, 0) for name in self.usage | dict(usage)}
+
+    def include(self, made: Made) -> None:
+        """Count what a helper did."""
+        self.use(made.usage)
+        with self._lock:
+            self.seconds = {stage: self.seconds.get(stage, 0) + made.seconds.get(stage, 0) for stage in self.seconds | dict(made.seconds)}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:

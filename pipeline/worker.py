@@ -12,17 +12,19 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import plan, scorers
+from pipeline.lending import Batches, Made
 from pipeline.models.base import ImageModel
 from pipeline.models.resolve import ModelCard
 from pipeline.scorers.here import on_this_machine
 from pipeline.scorers.resolve import ScorerCard
-from pipeline.shard import MAX_WAITING_BATCHES, Device, Stages, run_shard
+from pipeline.shard import MAX_WAITING_BATCHES, Device, Stages, help_with, run_shard
 from pipeline.store import Store, open_store
 from pipeline.timeline import Timeline
 from schemas import layout
@@ -67,8 +69,8 @@ class ShardWorker:
         self._stop = threading.Event()
         self._stopped = stopped
         self._lock = threading.Lock()
-        self._to_sample: dict[int, int] = {}  # by shard, draws that are not sampled yet
-        self._released: set[int] = set()
+        self._work: list[Batches] = []  # of the shards in flight, or of parts of them
+        self._lent: dict[int, Batches] = {}  # by loan
         self._unwritten_bytes = 0
         self.sampled = 0
         cards = [on_this_machine(card, config.scorers[card.name]) for card in order.scorers]  # before anything large is loaded
@@ -103,45 +105,66 @@ class ShardWorker:
     def capacity(self) -> int:
         """How many shards to give it at a time: more while some wait for the store, as long as the buffer lasts."""
         with self._lock:
-            unwritten = sum(left == 0 for left in self._to_sample.values()) if self._unwritten_bytes < UNWRITTEN_BYTES else 0
+            unwritten = sum(work.are_sampled for work in self._work) if self._unwritten_bytes < UNWRITTEN_BYTES else 0
         return SHARDS_AT_ONCE + min(unwritten, SHARDS_UNWRITTEN)
 
     def run(self, shard_id: int, *, keep_failures: bool = True, carefully: bool = False) -> ShardResult:
         """Make and commit one shard of the plan; carefully if a worker died over it."""
-        store = self._stages.store
         shard = self._plan.shard(shard_id)
-        carefully = carefully or store.exists(layout.suspects_file(shard_id))
-        with self._lock:
-            self._to_sample[shard_id] = len(shard.draws)
-        try:
+        carefully = carefully or self._stages.store.exists(layout.suspects_file(shard_id))
+        with self._at_work(shard_id) as work:
             keep = keep_failures or carefully
-            result = run_shard(shard, self._stages, stop=lambda: self._must_stop(shard_id), keep_failures=keep, carefully=carefully)
-        finally:
-            with self._lock:
-                self._to_sample.pop(shard_id, None)
-                self._released.discard(shard_id)
-        if self._profile:
-            store.put(layout.profile_file(self._stages.worker), gzip.compress(self._timeline.to_json()))
+            result = run_shard(shard, self._stages, stop=self._must_stop, keep_failures=keep, carefully=carefully, work=work)
         return replace(result, peak_rss_bytes=peak_rss_bytes())
 
     def stop(self) -> None:
         """Finish the current batch, put unfinished shards aside, take no further ones."""
         self._stop.set()
 
-    def release(self, shard_id: int) -> None:
-        """Put this shard aside, if it must wait for the device while another one is sampled: an idle worker will go on with it."""
+    def lend(self, loan: int, idle: int) -> tuple[int, list[str]] | None:
+        """Let one of ``idle`` workers make a part of a shard: sample ids that are not begun; None if there are none.
+
+        ``take_back`` must follow, with the number of the loan.
+        """
         with self._lock:
-            others = sum(left for other, left in self._to_sample.items() if other != shard_id and other not in self._released)
-            if others and self._to_sample.get(shard_id):
-                self._released.add(shard_id)
+            most = -(-sum(map(len, self._work)) // (idle + 1))  # so that all end at about the same time
+            for work in reversed(self._work):
+                if draws := work.lend(loan, most):
+                    self._lent[loan] = work
+                    return work.shard_id, [draw.sample_id for draw in draws]
+        return None
 
-    def _must_stop(self, shard_id: int) -> bool:
-        return self._stop.is_set() or self._stopped() or shard_id in self._released
+    def help_with(self, shard_id: int, sample_ids: Collection[str]) -> Made:
+        """Make what another worker has lent of a shard. It may be lent on."""
+        with self._at_work(shard_id) as work:
+            return help_with(self._plan.shard(shard_id), sample_ids, self._stages, work, stop=self._must_stop)
 
-    def _count(self, shard_id: int, num_draws: int) -> None:
+    def take_back(self, loan: int, made: Made | None) -> None:
+        """Go on with a shard of which a helper made this; None if it was lost."""
+        with self._lock:
+            work = self._lent.pop(loan, None)
+        if work is not None:
+            work.take_back(loan, made)
+
+    @contextmanager
+    def _at_work(self, shard_id: int) -> Iterator[Batches]:
+        work = Batches(shard_id)
+        with self._lock:
+            self._work.append(work)
+        try:
+            yield work
+        finally:
+            with self._lock:
+                self._work.remove(work)
+            if self._profile:
+                self._stages.store.put(layout.profile_file(self._stages.worker), gzip.compress(self._timeline.to_json()))
+
+    def _must_stop(self) -> bool:
+        return self._stop.is_set() or self._stopped()
+
+    def _count(self, num_draws: int) -> None:
         with self._lock:
             self.sampled += num_draws
-            self._to_sample[shard_id] = self._to_sample.get(shard_id, num_draws) - num_draws
 
     def _count_bytes(self, num_bytes: int) -> None:
         with self._lock:

@@ -97,34 +97,6 @@ def load_small(card: ModelCard, config: ModelConfig) -> FakeModel:
     return FakeModel(largest_batch=2)
 
 
-def load_one_slow(card: ModelCard, config: ModelConfig) -> FakeModel:
-    """A model that, in the first process that loads it, does no batch before the file ``slow.alone`` is there, and takes two seconds
-    for each one until ``slow.enough`` is there; the others begin once it has begun.
-    """
-    folder = Path(os.environ["PROMPTMILL_TEST_NODE"])
-    begun, alone, enough = folder / "slow.begun", folder / "slow.alone", folder / "slow.enough"
-    model = FakeModel()
-    generate = model.generate
-    try:
-        (folder / "slow").touch(exist_ok=False)
-    except FileExistsError:
-        is_slow = False
-    else:
-        is_slow = True
-
-    def in_turn(draws: Sequence[Draw], conditions: Sequence[Conditions] = ()) -> Generated:
-        if is_slow:
-            begun.touch()
-        _wait_for(alone if is_slow else begun)
-        until = time.monotonic() + 2
-        while is_slow and not enough.exists() and time.monotonic() < until:
-            time.sleep(0.02)
-        return generate(draws, conditions)
-
-    model.generate = in_turn
-    return model
-
-
 DEATHS = ("sample", "score", "encode", "before images", "between the files", "before the marker", "after the marker")
 
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = ("schemas", "pipeline", "jobs", "tests")
 DOORS = {  # package -> places that may import it
-    "ray": ("jobs/ray_pool.py", "jobs/ray_nodes.py", "jobs/ray_metrics.py", "jobs/submit.py"),
+    "ray": ("jobs/ray_pool.py", "jobs/ray_loans.py", "jobs/ray_nodes.py", "jobs/ray_metrics.py", "jobs/submit.py"),
     "diffusers": ("pipeline/models/",),
     "open_clip": ("pipeline/scorers/", "pipeline/models/demo/"),
     "nudenet": ("pipeline/scorers/nudenet.py",),

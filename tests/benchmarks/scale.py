@@ -141,8 +141,8 @@ class Instant:
     def stop(self) -> None:
         """There is nothing to put aside."""
 
-    def release(self, shard_id: int) -> None:
-        """Nothing is put aside."""
+    def lend(self, loan: int, idle: int) -> None:
+        """Nothing is lent."""
 
     def pulse(self) -> tuple[int, float, int]:
         """Nothing is sampled, and nothing waits for a store."""

@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -309,25 +308,100 @@ def test_kill_9_of_an_actor_in_a_shard_changes_nothing(tmp_path: Path, ray2: dic
     assert dataset(out) == dataset(tmp_path / "undisturbed")
 
 
+class Held:
+    """A job of 6 shards of 10 batches, of which the actor that gets the first shard does nothing before the file ``go`` is there: the other
+    one makes the rest.
+    """
+
+    ALL_BUT_ONE = 36  # draws of the first shard, without the batch that is held
+
+    def __init__(self, folder: Path, executor: dict) -> None:
+        self.out, self.go = folder / "run", folder / "go"
+        texts = [f"WAIT {self.go}", *(f"picture {n}" for n in range(1, 240))]
+        self.sections = {"prompts": {"texts": texts, "draws_per_prompt": 1}, "output": {"shard_size": 40}}
+        self.job = fake_job(folder, **self.sections, executor=executor)
+
+    @property
+    def lent(self) -> int:
+        """Draws of the first shard that were given to the other actor so far."""
+        return sum(event["draws"] for event in self.log if event["event"] == "batches_lent" and event["shard_id"] == 0)
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        file = self.out / layout.EVENTS
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def kill(self, role: str) -> None:
+        """Kill the lender (``actor``) or the ``helper`` of the first loan."""
+        number = next(event[role] for event in self.log if event["event"] == "batches_lent")
+        worker = next(event["worker"] for event in self.log if event["event"] == "worker_ready" and event["actor"] == number)
+        os.kill(int(worker.split(":")[1]), signal.SIGKILL)
+
+    def is_as_if_undisturbed(self) -> bool:
+        make(fake_job(self.out.parent, **self.sections), self.out.with_name("undisturbed"))
+        return dataset(self.out) == dataset(self.out.with_name("undisturbed"))
+
+
 @pytest.mark.slow
-def test_one_slow_worker_does_not_hold_up_the_end(tmp_path: Path, ray_node: RayNode, ray2: dict) -> None:
-    """It begins two shards, and gets no batch done before the others are made; the idle worker goes on with one of its two."""
-    sections = {"prompts": {"texts": [f"picture {n}" for n in range(240)], "draws_per_prompt": 1}, "output": {"shard_size": 40}}
-    job = fake_job(tmp_path, **sections, executor=ray2)
+def test_one_slow_worker_does_not_hold_up_the_end(tmp_path: Path, ray2: dict) -> None:
+    """It is held in one batch; the idle worker makes all others of the shard."""
+    held = Held(tmp_path, ray2)
 
-    def on_tally(tally: run_verb.Tally) -> None:
-        for name, draws in {"slow.alone": 160, "slow.enough": 200}.items():
-            if tally.committed >= draws:
-                (ray_node.folder / name).touch()
+    def on_tally(_: run_verb.Tally) -> None:
+        if held.lent == held.ALL_BUT_ONE:
+            held.go.touch()
 
-    report = run_verb.run(job, out=tmp_path / "run", model_loader="tests.fakes:load_one_slow", on_tally=on_tally)
+    report = make(held.job, held.out, on_tally=on_tally)
     assert (report.exit_code, report.accepted) == (0, 240)
-    log = [json.loads(line) for line in (tmp_path / "run" / layout.EVENTS).read_text().splitlines()]
-    made = Counter(event["worker"] for event in log if event["event"] == "shard_done")
-    assert sorted(made.values()) == [1, 5]
-    assert sum(event["event"] == "shard_moved" for event in log) == 1
-    make(fake_job(tmp_path, **sections), tmp_path / "undisturbed")
-    assert dataset(tmp_path / "run") == dataset(tmp_path / "undisturbed")
+    assert held.lent == held.ALL_BUT_ONE
+    assert held.is_as_if_undisturbed()
+
+
+@pytest.mark.slow
+def test_kill_9_of_an_actor_that_helps_changes_nothing(tmp_path: Path, ray2: dict) -> None:
+    held = Held(tmp_path, ray2)
+
+    killed = []
+
+    def on_tally(_: run_verb.Tally) -> None:
+        if held.lent and not killed:
+            killed.append(held.kill("helper"))
+        if "worker_lost" in {event["event"] for event in held.log}:
+            held.go.touch()
+
+    report = make(held.job, held.out, on_tally=on_tally)
+    assert (report.exit_code, report.accepted) == (0, 240)
+    assert events(held.out).count("worker_lost") == 1
+    assert held.is_as_if_undisturbed()
+
+
+@pytest.mark.slow
+def test_kill_9_of_an_actor_that_is_helped_changes_nothing(tmp_path: Path, ray2: dict) -> None:
+    held = Held(tmp_path, ray2)
+
+    def on_tally(_: run_verb.Tally) -> None:
+        if held.lent == held.ALL_BUT_ONE and not held.go.exists():
+            held.kill("actor")
+            held.go.touch()
+
+    report = make(held.job, held.out, on_tally=on_tally)
+    assert (report.exit_code, report.accepted) == (0, 240)
+    assert events(held.out).count("worker_lost") == 1
+    assert held.is_as_if_undisturbed()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_while_a_worker_helps_goes_on(tmp_path: Path, ray2: dict) -> None:
+    held = Held(tmp_path, ray2)
+
+    def on_tally(_: run_verb.Tally) -> None:
+        if held.lent and not held.go.exists():
+            os.kill(os.getpid(), signal.SIGINT)
+            held.go.touch()
+
+    assert make(held.job, held.out, on_tally=on_tally).exit_code == 130
+    assert make(held.job, held.out).exit_code == 0
+    assert held.is_as_if_undisturbed()
 
 
 @pytest.mark.slow
