@@ -1,6 +1,7 @@
 """Measures the ways of `ways.py` in turns: `python -m tests.benchmarks.compare [--rounds 2] [--draws 128] [--write]`.
 
-Each way runs in a process of its own, one after the other, round after round, so that a machine that slows down slows all.
+Each way runs in a process of its own, one after the other, round after round, so that a machine that slows down slows all; every
+second round goes backwards, since a machine that has worked for a while may be slower than one that begins.
 The ratios are medians of the rounds' ratios. `--write` puts table and chart into docs/speed.md and docs/speed.svg.
 """
 
@@ -27,12 +28,14 @@ LABELS = {
     "limit": "forward passes alone, a process per core",
     "bare_loop": "bare diffusers loop, batches",
     "one_by_one": "bare diffusers loop, one prompt at a time",
+    "datadreamer": "datadreamer, re-enacted: one prompt at a time, files",
     "ray_data": "Ray Data: map_batches, write_parquet",
     "promptmill_local": "promptmill, local executor",
     "promptmill_ray_1": "promptmill, Ray, one actor",
     "promptmill_ray": "promptmill, Ray, an actor per core",
 }
 
+ONE_BY_ONE = ("one_by_one", "datadreamer")  # slow, and the rate does not depend on the number
 NARROW = ("limit", "bare_loop", "ray_data", "promptmill_ray")  # of the slower model: what the goals are about
 
 
@@ -55,8 +58,8 @@ def measure(config: Path, ways: Sequence[str], *, rounds: int, draws: int) -> di
     """All ways in turns."""
     found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for number in range(rounds):
-        for way in ways:
-            count = draws // 4 if way == "one_by_one" else draws  # slow, and its rate does not depend on the number
+        for way in ways if number % 2 == 0 else reversed(ways):
+            count = draws // 4 if way in ONE_BY_ONE else draws
             command = [sys.executable, "-m", "tests.benchmarks.ways", way, str(config), str(count)]
             ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
             if ran.returncode:
@@ -95,7 +98,7 @@ def table(found: dict[str, Measured]) -> str:
 
 def chart(found: dict[str, Measured], title: str) -> str:
     """Bars of the medians as SVG, with the spread of the rounds as a line."""
-    width, row, left = 760, 34, 300
+    width, row, left = 780, 34, 320
     scale = (width - left - 70) / max(max(one.rates) for one in found.values())
     height = 46 + row * len(found)
     parts = [

@@ -1,15 +1,20 @@
-"""What one image costs on its way to the disk: `python -m tests.benchmarks.encoding [--write]`. Prints a Markdown table,
-and with `--write` puts it into docs/speed.md.
+"""What one image costs on its way to the disk: `python -m tests.benchmarks.encoding [--write]`. Prints Markdown tables,
+and with `--write` puts them into docs/speed.md. Needs `pip install simplejpeg fpng-py` besides, for the encoders to compare with.
 
 The pictures are 1/f noise, whose spectrum is that of photographs (Field 1987, doi.org/10.1364/JOSAA.4.002379), and flat
 shapes as the demo model draws them: the two ends of what generators make.
 """
 
+import io
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from jobs.bench import machine
 from pipeline.encode import encode
@@ -48,18 +53,68 @@ def rows() -> list[str]:
         for size_px in (512, 1024):
             image = make(size_px)
             for form in FORMATS:
-                config, seconds = OutputConfig(image_format=form), []
-                n_bytes = len(encode(image, config).data)
-                for _ in range(REPEATS):
-                    started = time.perf_counter()
-                    encode(image, config)
-                    seconds.append(time.perf_counter() - started)
-                lines.append(f"| {name} | {size_px} | {form} | {statistics.median(seconds) * 1000:.0f} | {n_bytes / 1000:.0f} |")
+                ms, kb = measured(partial(whole, image, OutputConfig(image_format=form)))
+                lines.append(f"| {name} | {size_px} | {form} | {ms:.0f} | {kb:.0f} |")
+    return lines
+
+
+def whole(image_HWC: np.ndarray, config: OutputConfig) -> bytes:
+    """As a worker encodes."""
+    return encode(image_HWC, config).data
+
+
+def measured(encode_it: Callable[[], bytes]) -> tuple[float, float]:
+    """Median milliseconds, and kilobytes."""
+    seconds = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        data = encode_it()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds) * 1000, len(data) / 1000
+
+
+def encoders(image_HWC: np.ndarray) -> dict[tuple[str, str], Callable[[], bytes]]:
+    """Format and library to a call that only encodes."""
+    import fpng_py  # pyright: ignore[reportMissingImports]
+    import simplejpeg  # pyright: ignore[reportMissingImports]
+    import torch
+    from torchvision.io import encode_jpeg, encode_png
+
+    height, width, _ = image_HWC.shape
+    image, image_CHW = Image.fromarray(image_HWC), torch.from_numpy(image_HWC).permute(2, 0, 1).contiguous()
+
+    def pillow(form: str, **options: Any) -> bytes:
+        image.save(sink := io.BytesIO(), form, **options)
+        return sink.getvalue()
+
+    return {
+        ("jpeg", "Pillow"): lambda: pillow("JPEG", quality=95, subsampling=0),
+        ("jpeg", "simplejpeg"): lambda: simplejpeg.encode_jpeg(image_HWC, quality=95, colorsubsampling="444"),
+        ("jpeg", "torchvision, chroma subsampled"): lambda: np.asarray(encode_jpeg(image_CHW, quality=95)).tobytes(),
+        ("png", "Pillow"): lambda: pillow("PNG", compress_level=1),
+        ("png", "torchvision"): lambda: encode_png(image_CHW, compression_level=1).numpy().tobytes(),
+        ("png", "fpng"): lambda: bytes(fpng_py.fpng_encode_image_to_memory(image_HWC.tobytes(), width, height, 3)),
+        ("webp", "Pillow"): lambda: pillow("WEBP", lossless=True, method=0, quality=0),
+    }
+
+
+def libraries() -> list[str]:
+    """A line per format, library and picture, at 1024 px."""
+    lines = ["| format | library | photograph-like: ms | kB | flat shapes: ms | kB |", "| --- | --- | --- | --- | --- | --- |"]
+    photograph, flat = encoders(photograph_like(1024)), encoders(shapes(1024))
+    for form, library in photograph:
+        figures = [f"{value:.0f}" for calls in (photograph, flat) for value in measured(calls[form, library])]
+        lines.append(f"| {form} | {library} | " + " | ".join(figures) + " |")
     return lines
 
 
 if __name__ == "__main__":
-    texts = [f"On one core of {machine()}, medians of {REPEATS}, hashes included:", "\n".join(rows())]
+    texts = [
+        f"On one core of {machine()}, medians of {REPEATS}, hashes included:",
+        "\n".join(rows()),
+        "Encoding alone, at 1024 px, with other libraries:",
+        "\n".join(libraries()),
+    ]
     print("\n\n".join(texts))
     if "--write" in sys.argv:
         fill("encoding", texts)

@@ -46,7 +46,7 @@ def job(folder: Path) -> Path:
         "model": {"id": "model", "dtype": "bfloat16"},
         "sampling": {"scheduler": "dpm++_2m", "steps": STEPS, "guidance_scale": 5.0, "batch_size": 4, "width": SIZE_PX, "height": SIZE_PX},
         "scorers": {"clip": "clip"},
-        "output": {"shard_size": 8},
+        "output": {"shard_size": 16},
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(config))
     return folder / "job.yaml"

@@ -9,19 +9,23 @@ from tests.benchmarks.compare import LABELS, Measured, chart, measure, ratio, ta
 from tests.benchmarks.ways import WAYS
 from tests.conftest import REPOSITORY
 
+GOAL = 0.95  # of the limit, on the demo model
+ROUNDS = 8
+
 
 @pytest.mark.slow
-def test_the_pipeline_keeps_up_with_a_bare_loop() -> None:
-    """Scores, files and checksums included. A quick round is noisy: a second one is asked where the first is not clear; docs/speed.md
-    has the figures.
+@pytest.mark.timeout(ROUNDS * 100)
+def test_the_pipeline_keeps_near_the_limit() -> None:
+    """Nine tenths of the goal at least; scores, files and checksums included. Short rounds are noisy: more of them are asked until the
+    median is clear. docs/speed.md has the figures.
     """
     ratios: list[float] = []
-    for clear in (0.95, 0.8):
-        found = measure(REPOSITORY / "configs" / "demo.yaml", ["bare_loop", "promptmill_ray"], rounds=1, draws=128)
-        ratios.append(ratio(found["promptmill_ray"], found["bare_loop"]))
-        if statistics.median(ratios) >= clear:
+    while len(ratios) < ROUNDS:
+        found = measure(REPOSITORY / "configs" / "demo.yaml", ["limit", "promptmill_ray"], rounds=1, draws=128)
+        ratios.append(ratio(found["promptmill_ray"], found["limit"]))
+        if statistics.median(ratios) >= 0.9 * GOAL:
             return
-    pytest.fail(f"{ratios} of the bare loop's speed")
+    pytest.fail(f"{ratios} of the limit")
 
 
 def measured(way: str, *rates: float) -> Measured:

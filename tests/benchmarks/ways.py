@@ -75,6 +75,26 @@ def one_by_one(job: Prepared, draws: list[Draw]) -> Result:
     return _bare(job, draws, 1)
 
 
+def datadreamer(job: Prepared, draws: list[Draw]) -> Result:
+    """What datadreamer 0.2 does by default, re-enacted, since its models are named in its code: one prompt, CLIP, a JPEG file, the next.
+
+    https://github.com/luxonis/datadreamer, ``ImageGenerator.generate_images`` and ``pipelines/generate_dataset_from_scratch.py``.
+    """
+    started = time.perf_counter()
+    loop, scorers = _loaded(job, threads=CORES), _scorers(job, threads=CORES)
+    startup = time.perf_counter() - started
+    loop.images_per_second([draws[:1]], scorers)
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        for number, draw in enumerate(draws):
+            images = loop.draw([draw])
+            for scorer in scorers:
+                scorer.score(images, [draw.prompt])
+            Image.fromarray(images[0]).save(Path(folder) / f"image_{number}.jpg")
+        seconds = time.perf_counter() - started
+    return Result(seconds, startup, peak_rss_bytes())
+
+
 def _bare(job: Prepared, draws: list[Draw], size: int) -> Result:
     started = time.perf_counter()
     loop, scorers = _loaded(job, threads=CORES), _scorers(job, threads=CORES)
@@ -164,7 +184,7 @@ def _png(image_HWC: np.ndarray) -> bytes:
 
 
 WAYS: dict[str, Callable[[Prepared, list[Draw]], Result]] = {
-    way.__name__: way for way in (limit, bare_loop, one_by_one, ray_data, promptmill_local, promptmill_ray_1, promptmill_ray)
+    way.__name__: way for way in (limit, bare_loop, one_by_one, datadreamer, ray_data, promptmill_local, promptmill_ray_1, promptmill_ray)
 }
 
 
