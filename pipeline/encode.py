@@ -2,7 +2,8 @@
 
 import hashlib
 import io
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 import imagehash
 import numpy as np
@@ -15,12 +16,13 @@ BLANK_RANGE = 2  # levels of 255; flat colour after rounding or light compressio
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """One encoded image."""
+    """One encoded image. ``hash_seconds`` went into what is told of it besides the data."""
 
     data: bytes
     sha256: str
     phash: str
     is_blank: bool
+    hash_seconds: float = field(compare=False)
 
 
 def encode(image_HWC: np.ndarray, config: OutputConfig) -> Encoded:
@@ -34,8 +36,9 @@ def encode(image_HWC: np.ndarray, config: OutputConfig) -> Encoded:
             image.save(sink, "PNG", compress_level=1)
         case "jpeg":
             image.save(sink, "JPEG", quality=config.jpeg_quality, subsampling=0)
-    data = sink.getvalue()
-    return Encoded(data=data, sha256=hashlib.sha256(data).hexdigest(), phash=str(imagehash.phash(image)), is_blank=is_blank(image_HWC))
+    data, started = sink.getvalue(), time.perf_counter()
+    sha256, phash, blank = hashlib.sha256(data).hexdigest(), str(imagehash.phash(image)), is_blank(image_HWC)
+    return Encoded(data=data, sha256=sha256, phash=phash, is_blank=blank, hash_seconds=time.perf_counter() - started)
 
 
 def is_blank(image_HWC: np.ndarray) -> bool:

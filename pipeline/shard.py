@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from pipeline import plan, suspects
-from pipeline.encode import encode
+from pipeline.encode import Encoded, encode
 from pipeline.filter import judge
 from pipeline.lending import Batches, Made
 from pipeline.models.base import ImageModel, Metered, Timed
@@ -168,9 +168,9 @@ def help_with(shard: Shard, sample_ids: Collection[str], stages: Stages, work: B
 
 def remake(draws: Sequence[Draw], stages: Stages) -> list[Outcome]:
     """Make draws again outside any shard, at the planned batch shape; for ``verify``."""
-    outcomes: list[Outcome] = []
+    outcomes, clock = list[Outcome](), _Clock(stages.on_stage)
     for batch in plan.batches(draws, stages.config.batch_size):
-        outcomes += _encode_batch(_sample_and_score(batch, stages, _Clock(stages.on_stage)), stages.config.output)
+        outcomes += _encode_batch(_sample_and_score(batch, stages, clock), stages.config.output, clock)
     by_id = {outcome.draw.sample_id: outcome for outcome in outcomes}
     return [by_id[draw.sample_id] for draw in draws]
 
@@ -194,7 +194,7 @@ def _make(
                         futures[-1 - MAX_WAITING_BATCHES].result()
                 with stages.device.batch():
                     sampled = _sample_and_score(batch, stages, clock)
-                futures.append(stages.encoders.submit(_timed_encode, sampled, stages.config.output, clock))
+                futures.append(stages.encoders.submit(_encode_batch, sampled, stages.config.output, clock))
                 stages.on_batch(len(batch))
         with clock("wait"):
             lent = work.collect()
@@ -229,7 +229,7 @@ def _make_carefully(
                     else:
                         suspects.save(stages.store, shard.shard_id, note, trying=group)
                         sampled = _sample_and_score(group, stages, clock)
-                    finished |= {outcome.draw.sample_id: outcome for outcome in _timed_encode(sampled, stages.config.output, clock)}
+                    finished |= {outcome.draw.sample_id: outcome for outcome in _encode_batch(sampled, stages.config.output, clock)}
                     save_partial(stages.store, shard.shard_id, so_far(), digest)
             stages.on_batch(len(batch))
     suspects.save(stages.store, shard.shard_id, note)
@@ -283,17 +283,14 @@ def _at_size(part: Sequence[Draw], size: int, stages: Stages, clock: "_Clock") -
     return sampled
 
 
-def _timed_encode(sampled: Sequence[Sampled], output: OutputConfig, clock: "_Clock") -> list[Outcome]:
+def _encode_batch(sampled: Sequence[Sampled], output: OutputConfig, clock: "_Clock") -> list[Outcome]:
     with clock("encode"):
-        return _encode_batch(sampled, output)
+        encoded = [encode(one.image_HWC, output) if one.image_HWC is not None else None for one in sampled]
+    clock.split("encode", {"hash": sum(one.hash_seconds for one in encoded if one)})
+    return [_outcome(one, image) for one, image in zip(sampled, encoded, strict=True)]
 
 
-def _encode_batch(sampled: Sequence[Sampled], output: OutputConfig) -> list[Outcome]:
-    return [_outcome(one, output) for one in sampled]
-
-
-def _outcome(one: Sampled, output: OutputConfig) -> Outcome:
-    encoded = encode(one.image_HWC, output) if one.image_HWC is not None else None
+def _outcome(one: Sampled, encoded: Encoded | None) -> Outcome:
     return Outcome(
         draw=one.draw,
         image=encoded.data if encoded else None,

@@ -186,4 +186,6 @@ def test_the_parts_that_a_model_times_are_stages_of_their_own(tmp_path: Path) ->
     seconds = run_shard(GOOD, watched, stop=never).seconds  # 3 batches
     assert seconds["text"] == pytest.approx(0.012)
     assert seconds["decode"] == pytest.approx(0.024)
+    assert 0 < seconds["hash"] < sum(spent for stage, spent in spans if stage == "encode")
+    assert 0 < seconds["write"] < sum(spent for stage, spent in spans if stage == "write")
     assert seconds["sample"] == pytest.approx(sum(spent for stage, spent in spans if stage == "sample") - 0.036, abs=0.001)
