@@ -24,6 +24,8 @@ from jobs.bench import machine, smaller
 from jobs.prepare import prepare
 from pipeline.models import load_model
 from pipeline.models.base import ImageModel
+from pipeline.models.demo.grammar import sample_scenes
+from pipeline.models.demo.judge import Judge
 from pipeline.scorers import load_scorer
 from pipeline.scorers.base import Scorer
 from schemas.config import ModelConfig
@@ -56,7 +58,9 @@ FOR_TRANSFORMERS: dict[str, Switches] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One switch against the plain model. ``apart`` is the mean and the largest distance of pixels, in levels of 255."""
+    """One switch against the plain model. ``apart`` is the mean and the largest distance of pixels, in levels of 255, ``right`` the
+    number of images that are what the prompt says, by the demo's judge.
+    """
 
     name: str
     speed: float
@@ -65,10 +69,11 @@ class Measured:
     first_seconds: float
     apart: tuple[float, int]
     score: float
+    right: int | None
 
 
-def measure(config: Path, ways: Mapping[str, Switches], *, draws: int, rounds: int) -> list[Measured]:
-    """All ways in turns; the plain model is the first."""
+def measure(config: Path, ways: Mapping[str, Switches], *, draws: int, rounds: int, judge: Judge | None = None) -> list[Measured]:
+    """All ways in turns; the plain model is the first. A ``judge`` can read drawings of the demo model only."""
     job, sample = smaller(prepare(config), draws)
     size = job.config.batch_size
     scorer = load_scorer(job.scorers[0], cpu_threads=job.config.model.cpu_threads)
@@ -90,7 +95,7 @@ def measure(config: Path, ways: Mapping[str, Switches], *, draws: int, rounds: i
             spent, images[name] = _draw(model, sample, size)
             seconds[name].append(spent)
             print(f"round {number + 1}: {name}: {len(sample) / spent:.2f} images/s", file=sys.stderr, flush=True)
-    return [_measured(name, seconds, first, images, scorer, sample, size) for name in models]
+    return [_measured(name, seconds, first, images, scorer, sample, size, _right(judge, images[name], sample)) for name in models]
 
 
 def table(rows: list[Measured]) -> str:
@@ -99,10 +104,24 @@ def table(rows: list[Measured]) -> str:
         "| switch | speed | lowest to highest | first batch s | pixels apart, mean (most) | CLIP score |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
+    judged = rows[0].right is not None
+    if judged:
+        lines = [lines[0] + " as the prompt says |", lines[1] + " --- |"]
     for one in rows:
         spread, apart = f"{one.lowest:.2f} to {one.highest:.2f}", f"{one.apart[0]:.2f} ({one.apart[1]})"
-        lines.append(f"| {one.name} | {one.speed:.2f} | {spread} | {one.first_seconds:.1f} | {apart} | {one.score:.3f} |")
+        lines.append(
+            f"| {one.name} | {one.speed:.2f} | {spread} | {one.first_seconds:.1f} | {apart} | {one.score:.3f} |"
+            + (f" {one.right} |" if judged else "")
+        )
     return "\n".join(lines)
+
+
+def _right(judge: Judge | None, images_NHWC: np.ndarray, draws: list[Draw]) -> int | None:
+    """How many of the demo's images are what their prompt says."""
+    if judge is None:
+        return None
+    scenes = {scene.caption(): scene for scene in sample_scenes(125, seed=0)}  # those of configs/demo_prompts.csv
+    return sum(reading.matches(scenes[draw.prompt]) for reading, draw in zip(judge(images_NHWC), draws, strict=True))
 
 
 def _draw(model: ImageModel, draws: list[Draw], size: int) -> tuple[float, np.ndarray]:
@@ -119,13 +138,15 @@ def _measured(
     scorer: Scorer,
     draws: list[Draw],
     size: int,
+    right: int | None,
 ) -> Measured:
     ratios = [plain / own for plain, own in zip(seconds["none"], seconds[name], strict=True)]
     apart = np.abs(images[name].astype(int) - images["none"].astype(int))
     prompts = [draw.prompt for draw in draws]
     scores = [scorer.score(images[name][start : start + size], prompts[start : start + size]) for start in range(0, len(draws), size)]
     distance = float(apart.mean()), int(apart.max())
-    return Measured(name, statistics.median(ratios), min(ratios), max(ratios), first[name], distance, float(np.concatenate(scores).mean()))
+    score = float(np.concatenate(scores).mean())
+    return Measured(name, statistics.median(ratios), min(ratios), max(ratios), first[name], distance, score, right)
 
 
 def main() -> None:
@@ -137,22 +158,26 @@ def main() -> None:
     few = max(4, args.draws // 8)
     with tempfile.TemporaryDirectory() as folder:
         jobs = [
-            ("The demo model", REPOSITORY / "configs" / "demo.yaml", FOR_UNETS, args.draws),
+            ("The demo model", REPOSITORY / "configs" / "demo.yaml", FOR_UNETS, args.draws, Judge.load()),
             (
                 f"A U-Net of Stable Diffusion 1.5's shape at a tenth of its width, {narrow_sd.SIZE_PX} px, random weights",
                 narrow_sd.job(Path(folder, "sd")),
                 FOR_UNETS,
                 few,
+                None,
             ),
             (
                 f"A transformer of FLUX.1's shape at a tenth of its width, {narrow_flux.SIZE_PX} px, random weights",
                 narrow_flux.job(Path(folder, "flux")),
                 FOR_TRANSFORMERS,
                 few,
+                None,
             ),
         ]
         texts = [f"{args.rounds} rounds in turns, one thread, processor time, on {machine()}. The model without switches has speed 1."]
-        texts += [f"{title}:\n\n{table(measure(config, ways, draws=draws, rounds=args.rounds))}" for title, config, ways, draws in jobs]
+        for title, config, ways, draws, judge in jobs:
+            rows = measure(config, ways, draws=draws, rounds=args.rounds, judge=judge)
+            texts.append(f"{title}, {draws} images a round:\n\n{table(rows)}")
     print("\n\n".join(texts))
     if args.write:
         fill("switches", texts)
