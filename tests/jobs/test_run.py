@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -337,6 +337,12 @@ class Held:
         worker = next(event["worker"] for event in self.log if event["event"] == "worker_ready" and event["actor"] == number)
         os.kill(int(worker.split(":")[1]), signal.SIGKILL)
 
+    def ends_well(self, on_tally: Callable[[run_verb.Tally], None]) -> None:
+        """Make all of it, and see that it is as if nobody had disturbed it."""
+        report = make(self.job, self.out, on_tally=on_tally)
+        assert (report.exit_code, report.accepted) == (0, 240)
+        assert self.is_as_if_undisturbed()
+
     def is_as_if_undisturbed(self) -> bool:
         make(fake_job(self.out.parent, **self.sections), self.out.with_name("undisturbed"))
         return dataset(self.out) == dataset(self.out.with_name("undisturbed"))
@@ -351,17 +357,13 @@ def test_one_slow_worker_does_not_hold_up_the_end(tmp_path: Path, ray2: dict) ->
         if held.lent == held.ALL_BUT_ONE:
             held.go.touch()
 
-    report = make(held.job, held.out, on_tally=on_tally)
-    assert (report.exit_code, report.accepted) == (0, 240)
+    held.ends_well(on_tally)
     assert held.lent == held.ALL_BUT_ONE
-    assert held.is_as_if_undisturbed()
 
 
 @pytest.mark.slow
 def test_kill_9_of_an_actor_that_helps_changes_nothing(tmp_path: Path, ray2: dict) -> None:
-    held = Held(tmp_path, ray2)
-
-    killed = []
+    held, killed = Held(tmp_path, ray2), []
 
     def on_tally(_: run_verb.Tally) -> None:
         if held.lent and not killed:
@@ -369,10 +371,8 @@ def test_kill_9_of_an_actor_that_helps_changes_nothing(tmp_path: Path, ray2: dic
         if "worker_lost" in {event["event"] for event in held.log}:
             held.go.touch()
 
-    report = make(held.job, held.out, on_tally=on_tally)
-    assert (report.exit_code, report.accepted) == (0, 240)
+    held.ends_well(on_tally)
     assert events(held.out).count("worker_lost") == 1
-    assert held.is_as_if_undisturbed()
 
 
 @pytest.mark.slow
@@ -384,10 +384,8 @@ def test_kill_9_of_an_actor_that_is_helped_changes_nothing(tmp_path: Path, ray2:
             held.kill("actor")
             held.go.touch()
 
-    report = make(held.job, held.out, on_tally=on_tally)
-    assert (report.exit_code, report.accepted) == (0, 240)
+    held.ends_well(on_tally)
     assert events(held.out).count("worker_lost") == 1
-    assert held.is_as_if_undisturbed()
 
 
 @pytest.mark.slow
