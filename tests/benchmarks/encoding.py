@@ -65,7 +65,7 @@ def whole(image_HWC: np.ndarray, config: OutputConfig) -> bytes:
 
 def measured(encode_it: Callable[[], bytes]) -> tuple[float, float]:
     """Median milliseconds, and kilobytes."""
-    seconds = []
+    seconds, data = [], b""
     for _ in range(REPEATS):
         started = time.perf_counter()
         data = encode_it()
