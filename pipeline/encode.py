@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import imagehash
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageStat
 
 from schemas.config import OutputConfig
 
@@ -37,11 +37,10 @@ def encode(image_HWC: np.ndarray, config: OutputConfig) -> Encoded:
         case "jpeg":
             image.save(sink, "JPEG", quality=config.jpeg_quality, subsampling=0)
     data, started = sink.getvalue(), time.perf_counter()
-    sha256, phash, blank = hashlib.sha256(data).hexdigest(), str(imagehash.phash(image)), is_blank(image_HWC)
+    sha256, phash, blank = hashlib.sha256(data).hexdigest(), str(imagehash.phash(image)), is_blank(image)
     return Encoded(data=data, sha256=sha256, phash=phash, is_blank=blank, hash_seconds=time.perf_counter() - started)
 
 
-def is_blank(image_HWC: np.ndarray) -> bool:
-    """All pixels have one colour, within ``BLANK_RANGE`` levels per channel."""
-    flat = image_HWC.reshape(-1, image_HWC.shape[-1])
-    return bool((flat.max(axis=0).astype(int) - flat.min(axis=0) <= BLANK_RANGE).all())
+def is_blank(image: Image.Image) -> bool:
+    """All pixels of an RGB image have one colour, within ``BLANK_RANGE`` levels per channel."""
+    return all(high - low <= BLANK_RANGE for low, high in ImageStat.Stat(image).extrema)

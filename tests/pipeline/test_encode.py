@@ -43,4 +43,4 @@ def test_the_perceptual_hash_survives_a_change_of_brightness() -> None:
 def test_blank_means_one_colour(levels: int, expected: bool) -> None:
     image = np.full((8, 8, 3), 100, np.uint8)
     image[0, 0, 1] += levels
-    assert is_blank(image) is expected
+    assert is_blank(Image.fromarray(image)) is expected
