@@ -3,7 +3,6 @@
 Heavy packages are imported inside the commands, so that ``--help`` and ``query`` start at once.
 """
 
-import gc
 import logging
 import os
 import shlex
@@ -491,7 +490,6 @@ def doctor(folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: a user's mistake becomes one line and exit status 2."""
-    gc.set_threshold(100_000)  # imports allocate much and drop little: collecting meanwhile takes a tenth of a command's start
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         cli.main(args=None if argv is None else list(argv), prog_name="promptmill", standalone_mode=True)
