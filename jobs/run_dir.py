@@ -1,44 +1,59 @@
 """A run folder: how it is started, taken up again, refused, and read. Needs neither torch nor Ray."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 
-from pipeline import plan
+from pipeline.plan_files import PlanReader, read_index
 from pipeline.store import Store, open_store
 from schemas import layout
-from schemas.config import JobConfig
-from schemas.config_load import fingerprint, parse
 from schemas.errors import RunFolderError
 from schemas.records import Marker, PlanIndex, Shard, Status
 from schemas.tables import SCHEMA_VERSION
+
+if TYPE_CHECKING:  # pydantic, which a query does without
+    from schemas.config import JobConfig
 
 READERS = 64  # of commit markers, at a time: an object store takes its time for each
 MARKERS_AT_ONCE = 4096  # in memory
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class JobRecord:
-    """``job.yaml``: the configuration with every default, what it was resolved to, and with which versions."""
+    """``job.yaml``: the configuration with every default, what it was resolved to, and with which versions.
 
-    config: JobConfig
+    ``settings`` is the configuration as it stands in the file at ``where``; it is validated when it is first asked for.
+    """
+
+    settings: dict[str, Any]
     base_dir: str
     model: dict[str, Any]
     scorers: dict[str, dict[str, Any]]
     versions: dict[str, str]
     schema: str = SCHEMA_VERSION
+    where: str = layout.JOB
 
-    @property
+    @cached_property
+    def config(self) -> "JobConfig":
+        """The configuration. Raises ConfigError if this version cannot read it."""
+        from schemas.config_load import parse
+
+        return parse(self.settings, self.where)
+
+    @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits over everything but the prompts that changes the dataset's bytes."""
-        return fingerprint(self.identity())
+        canonical = json.dumps(self.identity(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def identity(self) -> dict[str, Any]:
         """What the fingerprint covers, as flat ``section.key`` names: not the prompts, the output folder, the executor."""
@@ -85,7 +100,7 @@ class RunDir:
     def __init__(self, store: Store, job: JobRecord) -> None:
         self.store = store
         self.job = job
-        self._plan = plan.PlanReader(store)
+        self._plan = PlanReader(store)
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -131,7 +146,7 @@ class RunDir:
             "model": self.job.model,
             "scorers": self.job.scorers,
             "base_dir": self.job.base_dir,
-            "config": self.job.config.model_dump(mode="json"),
+            "config": self.job.settings,
         }
         self.store.put(layout.JOB, yaml.safe_dump(record, sort_keys=False, allow_unicode=True).encode())
         return False
@@ -139,7 +154,7 @@ class RunDir:
     @property
     def plan(self) -> PlanIndex:
         """The plan's index. Raises RunFolderError if the run was never planned."""
-        index = plan.read_index(self.store)
+        index = read_index(self.store)
         if index is None:
             answers = self.store.read_log(layout.EXPANSIONS).count(b"\n")
             asked = f" ({answers:,} answers of prompts.expand are there)" if answers else ""
@@ -210,10 +225,10 @@ class RunDir:
         self.store.append(layout.EVENTS, json.dumps(line, ensure_ascii=False))
 
 
-def make_job(config: JobConfig, base_dir: Path, model: Any, scorers: list[Any], versions: dict[str, str]) -> JobRecord:
+def make_job(config: "JobConfig", base_dir: Path, model: Any, scorers: list[Any], versions: dict[str, str]) -> JobRecord:
     """The record of a job from its resolved model and scorer cards (dataclasses)."""
     cards = {card.name: asdict(card) for card in scorers}
-    return JobRecord(config=config, base_dir=str(base_dir), model=asdict(model), scorers=cards, versions=versions)
+    return JobRecord(settings=config.model_dump(mode="json"), base_dir=str(base_dir), model=asdict(model), scorers=cards, versions=versions)
 
 
 def _problem(marker: Marker | None, index: PlanIndex, sizes: dict[str, int]) -> str | None:
@@ -234,14 +249,14 @@ def _read_job(store: Store) -> JobRecord | None:
     where = f"{store.root}/{layout.JOB}"
     try:
         raw = yaml.safe_load(store.get(layout.JOB))
-        config = parse(raw["config"], where)
         return JobRecord(
-            config=config,
+            settings=raw["config"],
             base_dir=raw["base_dir"],
             model=raw["model"],
             scorers=raw["scorers"],
             versions=raw["versions"],
             schema=raw.get("schema", "of an earlier version"),
+            where=where,
         )
     except FileNotFoundError:
         return None

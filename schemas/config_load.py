@@ -1,8 +1,6 @@
 """YAML and ``--set`` overrides to a ``JobConfig``; every mistake becomes one line that says where and what to do."""
 
 import difflib
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import UnionType
@@ -91,12 +89,6 @@ def load_scorer_config(text: str) -> tuple[str, ScorerConfig]:
         return name, _Scoring.model_validate(raw).scorers[name]
     except ValidationError as error:
         raise ConfigError(_explain(error, "--scorer")) from None
-
-
-def fingerprint(facts: Mapping[str, object]) -> str:
-    """16 hexadecimal digits over everything that changes the dataset's bytes (JSON values)."""
-    canonical = json.dumps(facts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

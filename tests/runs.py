@@ -76,7 +76,8 @@ def plan_run(path: Path, *, prompts: int = 8, config: JobConfig | None = None) -
     config = config or make_config()
     scorers = {name: {"name": name, "version": CLIP_VERSION} for name in config.scorers}
     model = {"name": "imaginary", "revision": "0" * 40, "folder": "imaginary"}
-    job = JobRecord(config=config, base_dir=str(path.parent), model=model, scorers=scorers, versions={"promptmill": "0.0.0"})
+    settings = config.model_dump(mode="json")
+    job = JobRecord(settings=settings, base_dir=str(path.parent), model=model, scorers=scorers, versions={"promptmill": "0.0.0"})
     run = RunDir.claim(path, job)
     run.begin()
     made = make_prompts(prompts)

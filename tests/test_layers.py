@@ -73,3 +73,11 @@ def test_reading_a_run_needs_neither_torch_nor_ray(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'ray', 'diffusers', 'transformers', 'open_clip') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_query_does_without_pydantic() -> None:
+    """A third of its start."""
+    found = subprocess.run(
+        [sys.executable, "-c", "import sys, jobs.query; print('pydantic' in sys.modules)"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.stdout.strip() == "False"

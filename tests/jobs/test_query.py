@@ -89,6 +89,15 @@ def test_a_run_of_an_older_version_has_null_in_newer_columns(tmp_path: Path):
     assert query([older.store.root], "select distinct guidance_rescale as new from metadata").to_pylist() == [{"new": None}]
 
 
+def test_a_run_whose_configuration_is_of_another_version_can_be_queried(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = finished_run(tmp_path / "run")
+    path = tmp_path / "run" / layout.JOB
+    path.write_text(path.read_text().replace("  steps:", "  number_of_steps:"))
+    assert query([tmp_path / "run"], "select count(*) as draws from metadata").to_pylist() == [{"draws": 16}]
+    assert RunDir.open(tmp_path / "run").job.scorers == run.job.scorers
+    assert "job.yaml [sampling]: unknown key 'number_of_steps'" in refused(capsys, "status", str(tmp_path / "run"))
+
+
 def test_order_by_is_kept(run: Path):
     scores = query([run], "select seed from metadata order by seed desc").column("seed").to_pylist()
     assert scores == sorted(scores, reverse=True)
