@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import yaml
 
 from pipeline.models.resolve import BUNDLED
-from pipeline.prompts import named_images
+from pipeline.prompts import named_images, read_prompts
 from pipeline.scorers.own_files import imported_files, own_file
 from pipeline.store import is_url
-from schemas.config import JobConfig
+from schemas.config import JobConfig, in_folder
 from schemas.config_load import load
 from schemas.errors import ConfigError
+from schemas.modes import roles
 
 LARGEST_BYTES = 100 * 1024**2  # what Ray takes as a job's files without complaint
 CONFIG = "job.yaml"
@@ -39,12 +41,12 @@ def bundle(config_path: Path, folder: Path, *, out: str | None = None, overrides
     raw["executor"] |= {"kind": "ray", "address": "auto"}
     _refuse_local(config, base_dir)
     if config.prompts.file:
-        source = base_dir / Path(config.prompts.file).expanduser()
+        source = in_folder(base_dir, config.prompts.file)
         _copy(source, folder / source.name, "prompts.file")
         raw["prompts"]["file"] = source.name
-        _refuse_images_left_here(config, base_dir, folder)
-    if config.prompts.template and (base_dir / config.prompts.wildcards).is_dir():
-        _copy(base_dir / config.prompts.wildcards, folder / "wildcards", "prompts.wildcards")
+        _check_prompts(config, base_dir, folder)
+    if config.prompts.template and in_folder(base_dir, config.prompts.wildcards).is_dir():
+        _copy(in_folder(base_dir, config.prompts.wildcards), folder / "wildcards", "prompts.wildcards")
         raw["prompts"]["wildcards"] = "wildcards"
     for name, scorer in config.scorers.items():
         module = scorer.type.partition(":")[0]
@@ -53,7 +55,7 @@ def bundle(config_path: Path, folder: Path, *, out: str | None = None, overrides
             for source in (file, *(found for found in imported_files(module, base_dir).values() if found.is_file())):
                 _copy(source, folder / source.relative_to(base_dir), f"scorers.{name}")
         if scorer.head:
-            source = base_dir / Path(scorer.head).expanduser()
+            source = in_folder(base_dir, scorer.head)
             raw["scorers"][name]["head"] = f"{name}-{source.name}"
             _copy(source, folder / raw["scorers"][name]["head"], f"scorers.{name}.head")
     (folder / CONFIG).write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
@@ -80,18 +82,23 @@ def _refuse_local(config: JobConfig, base_dir: Path) -> None:
     named = [("model.id", model.id), *((f"scorers.{name}.model", card.model) for name, card in config.scorers.items() if card.model)]
     named += [(f"model.{name}", one.id) for name, given in addons.items() for one in given if one]
     for key, value in named:
-        if value not in BUNDLED and not Path(value).is_absolute() and (base_dir / value).exists():
+        if value not in BUNDLED and not Path(value).is_absolute() and in_folder(base_dir, value).exists():
             raise ConfigError(
                 f"{key} {value}: is on this machine, and weights do not travel; give a hub name,"
                 " or an absolute path that every machine of the cluster sees"
             )
 
 
-def _refuse_images_left_here(config: JobConfig, base_dir: Path, folder: Path) -> None:
-    """Input images may be bytes of the prompt file, objects of a store, or files that the head sees; others do not travel."""
+def _check_prompts(config: JobConfig, base_dir: Path, folder: Path) -> None:
+    """Every row is read, where it needs no input image. Of images, which the head of the cluster reads, only the names are:
+    they may be bytes of the prompt file, objects of a store, or files that the head sees; others do not travel.
+    """
+    mode, reference = config.sampling.mode, config.model.ip_adapter is not None
+    if not roles(mode, reference=reference):
+        deque(read_prompts(config.prompts, base_dir=base_dir, mode=mode), maxlen=0)
+        return
     shared = [path for path in config.prompts.image_folders if Path(path).is_absolute()]
-    reference = config.model.ip_adapter is not None
-    for cell, name in named_images(config.prompts, base_dir=base_dir, mode=config.sampling.mode, reference=reference):
+    for cell, name in named_images(config.prompts, base_dir=base_dir, mode=mode, reference=reference):
         seen = any(Path(name).is_relative_to(path) for path in shared) if Path(name).is_absolute() else (folder / name).is_file()
         if not seen and not is_url(name):
             raise ConfigError(

@@ -11,6 +11,7 @@ from pipeline.models.resolve import ModelCard, check_sampling, image_size, resol
 from pipeline.plan import expand
 from pipeline.prompts import read_prompts
 from pipeline.scorers.resolve import ScorerCard, resolve_scorer
+from pipeline.store import is_url
 from schemas.config import JobConfig, SamplingConfig
 from schemas.config_load import load
 from schemas.errors import PromptError
@@ -38,7 +39,8 @@ class Prepared:
     @property
     def out(self) -> str:
         """The run folder, a path or a URL, unless the command line names another."""
-        return self.config.output.dir or f"runs/{self.name}"
+        folder = self.config.output.dir or f"runs/{self.name}"
+        return folder if is_url(folder) else str(Path(folder).expanduser())
 
     def open_prompts(self) -> Iterator[Prompt]:
         """The prompts, from the start. Raises UserError at one that cannot be drawn."""

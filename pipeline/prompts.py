@@ -18,7 +18,7 @@ from pipeline.prompt_dataset import dataset_rows
 from pipeline.store import is_url
 from pipeline.templates import template_rows
 from pipeline.text_check import text_check
-from schemas.config import PROMPT_COLUMNS, SAMPLING_COLUMNS, PromptsConfig, SamplingConfig
+from schemas.config import PROMPT_COLUMNS, SAMPLING_COLUMNS, PromptsConfig, SamplingConfig, in_folder
 from schemas.errors import PromptError
 from schemas.modes import INPUTS, ROLES, Mode, Role, column, roles
 from schemas.records import InputImage, Prompt
@@ -42,8 +42,8 @@ def read_prompts(config: PromptsConfig, *, base_dir: Path, mode: Mode = "text-to
     or has a row that is not a prompt, or lacks the images.
     """
     wanted = _Wanted(mode=mode, roles=roles(mode, reference=reference), problem=text_check(config))
-    folder = (base_dir / config.file).parent if config.file else base_dir
-    images = InputReader(folder, [one if is_url(one) else base_dir / one for one in config.image_folders])
+    folder = in_folder(base_dir, config.file).parent if config.file else base_dir
+    images = InputReader(folder, [one if is_url(one) else in_folder(base_dir, one) for one in config.image_folders])
     return _prompts(*_source(config, base_dir), images, wanted)
 
 
@@ -69,7 +69,7 @@ def _source(config: PromptsConfig, base_dir: Path) -> tuple[Iterable[_Row], str,
     if config.template is not None:
         return template_rows(config, base_dir=base_dir), "prompts.template", "combination"
     assert config.file is not None  # PromptsConfig demands one of the three
-    path = base_dir / config.file
+    path = in_folder(base_dir, config.file)
     if path.is_dir():
         return dataset_rows(path), str(path), "row"
     if not path.is_file():

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
 
-from schemas.config import PROMPT_COLUMNS, PromptsConfig, ValueConfig
+from schemas.config import PROMPT_COLUMNS, PromptsConfig, ValueConfig, in_folder
 from schemas.errors import PromptError
 
 _TOKEN = re.compile(r"\{\{|\}\}|\{(?P<slot>[^{}]*)\}|__(?P<file>[A-Za-z0-9_/-]+?)__|[{}]")
@@ -150,7 +150,7 @@ def _joined(group: Sequence[Choice], joint: str) -> Choice:
 
 
 def _wildcard(name: str, config: PromptsConfig, base_dir: Path, where: str) -> tuple[Choice, ...]:
-    path = base_dir / config.wildcards / f"{name}.txt"
+    path = in_folder(base_dir, config.wildcards) / f"{name}.txt"
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:

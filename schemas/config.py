@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable
 from itertools import product
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -42,6 +43,11 @@ AttentionBackend = Literal[
 
 PROMPT_COLUMNS = ("id", "prompt", "negative_prompt", "label", *SAMPLING_COLUMNS, *map(column, ROLES))
 """Columns of a prompt source that are not tags."""
+
+
+def in_folder(base_dir: Path, path: str) -> Path:
+    """Where a path of a configuration lies: in the folder of its file unless it is absolute; ``~`` is the home folder."""
+    return base_dir / Path(path).expanduser()
 
 
 class Section(BaseModel):
@@ -114,8 +120,8 @@ class EndpointConfig(ServerConfig):
 
     dialect: Literal["openai", "diffusion"] = Field(
         default="openai",
-        description="'openai' sends prompt and size; 'diffusion' also seed, negative_prompt, num_inference_steps and guidance_scale"
-        " (vLLM-Omni, SGLang)",
+        description="'openai' sends prompt and size; 'diffusion' also seed, num_inference_steps, guidance_scale, true_cfg_scale,"
+        " negative_prompt and strength (vLLM-Omni, SGLang). What is not sent is refused",
     )
     response_format: Literal["b64_json", "url"] | None = Field(
         default="b64_json", description="how images come back; null leaves the field out, as gpt-image models want"

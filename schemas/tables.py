@@ -42,7 +42,7 @@ _DRAW: list[tuple[str, pa.DataType, bool, str]] = [  # name, type, nullable, mea
     ),
     ("loras", pa.list_(pa.field("element", pa.string())), False, "LoRA weights as name@scale; empty without"),
     ("scheduler", _TEXT, False, "sampler"),
-    ("steps", _INT, False, "denoising steps"),
+    ("steps", _INT, False, "denoising steps; an endpoint of the openai dialect takes its own, and its own guidance"),
     (
         "guidance_scale",
         pa.float64(),

@@ -22,7 +22,7 @@ from pipeline.weights import (
     read_json,
     safetensors_names,
 )
-from schemas.config import EmbeddingConfig, IpAdapterConfig, LoraConfig, ModelConfig
+from schemas.config import EmbeddingConfig, IpAdapterConfig, LoraConfig, ModelConfig, in_folder
 from schemas.errors import ModelError
 
 SDXL_EMBEDDINGS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
@@ -152,7 +152,7 @@ def _vae(config: ModelConfig, base_dir: Path, own: dict[str, Any] | None, model:
     where = f"model.vae {config.vae.id}"
     if own is None:
         raise ModelError(f"{where}: {model} has no autoencoder to put it in the place of; take it out")
-    folder, repo = base_dir / Path(config.vae.id).expanduser(), None
+    folder, repo = in_folder(base_dir, config.vae.id), None
     if not folder.is_dir():
         repo = _hub_id(config.vae.id, folder, where)
         folder = hub_snapshot(repo, revision=config.vae.revision, allow=_VAE_FILES, where=where)
@@ -173,7 +173,7 @@ def _vae_sha256(folder: Path, config: ModelConfig, where: str) -> str:
 
 def _ip_adapter(config: IpAdapterConfig, base_dir: Path) -> Addon:
     where = f"model.ip_adapter {config.id}"
-    folder, repo = base_dir / Path(config.id).expanduser(), None
+    folder, repo = in_folder(base_dir, config.id), None
     _refuse_elsewhere("file", config.file, where)
     _refuse_elsewhere("image_encoder", config.image_encoder, where)
     if not folder.is_dir():
@@ -218,7 +218,7 @@ def _scale(vae: dict[str, Any]) -> int:
 def _file(config: LoraConfig | EmbeddingConfig, base_dir: Path, where: str) -> Addon:
     """The weight file, known by the hub's name or by the file's own."""
     _refuse_elsewhere("file", config.file, where)
-    local, repo, commit = (base_dir / Path(config.id).expanduser()).resolve(), None, None
+    local, repo, commit = in_folder(base_dir, config.id).resolve(), None, None
     if local.is_dir():
         path, name = _in_folder(local, config, where), local.name
     elif local.is_file():

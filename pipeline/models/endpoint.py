@@ -28,7 +28,6 @@ from pipeline.models.base import Generated
 from pipeline.models.endpoint_client import Again, EndpointClient, NoAnswer
 from pipeline.models.resolve import ModelCard
 from schemas.config import ModelConfig
-from schemas.modes import STRENGTH
 from schemas.records import Draw
 
 PATHS = {
@@ -105,23 +104,16 @@ class EndpointModel:
             raise Again("the answer holds no image") from None
 
     def _fields(self, draw: Draw) -> dict[str, Any]:
-        """What the server is told. Raises NoAnswer for what it has no field for."""
+        """What the server is told; what it has no field for was refused when the job was read."""
         fields: dict[str, Any] = {"model": self.name, "prompt": draw.prompt, "n": 1, "size": f"{draw.width}x{draw.height}"}
         if self._config.response_format:
             fields["response_format"] = self._config.response_format
         if self._config.dialect == "diffusion":
             fields |= {"seed": draw.seed, "num_inference_steps": draw.steps, "guidance_scale": draw.guidance_scale}
+            fields |= {"true_cfg_scale": draw.true_cfg_scale} if draw.true_cfg_scale is not None else {}
             fields |= {"negative_prompt": draw.negative_prompt} if draw.negative_prompt else {}
             fields |= {"strength": draw.strength} if draw.strength is not None else {}
-        else:
-            _refuse("negative prompt", bool(draw.negative_prompt))
-            _refuse("strength", draw.strength not in (None, STRENGTH.get(draw.mode)))
         return fields | dict(self._config.request)
-
-
-def _refuse(what: str, given: bool) -> None:
-    if given:
-        raise NoAnswer("bad_request", f"the openai dialect takes no {what}; leave it out, or set model.endpoint.dialect")
 
 
 def _files(given: Conditions) -> dict[str, bytes]:

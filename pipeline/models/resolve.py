@@ -24,7 +24,7 @@ from pipeline.models.modes import (
     pipelines,
 )
 from pipeline.weights import HUB_ID, PINNED, check_pinned, fingerprint, hub_snapshot, read_json
-from schemas.config import ModelConfig, SamplingConfig
+from schemas.config import ModelConfig, SamplingConfig, in_folder
 from schemas.errors import ModelError
 from schemas.modes import STRENGTH, Mode
 from schemas.records import Prompt
@@ -34,6 +34,9 @@ BUNDLED = {"demo": "generator", "demo-upscaler": "upscaler"}
 """Models that come with promptmill, and their folders in WEIGHTS; model.controlnet may be 'demo' too."""
 
 ENDPOINT = "endpoint"  # in the place of a pipeline class
+TOLD = {"openai": (), "diffusion": ("steps", "guidance_scale", "true_cfg_scale", "negative_prompt", "strength")}
+"""Settings of sampling that an endpoint is told besides the size, by its dialect."""
+NOT_BY_ALL = (*TOLD["diffusion"], "guidance_rescale", "guidance_interval")
 _FIXED_SIZE = frozenset({"DDPMPipeline", "DDIMPipeline", "DiTPipeline"})  # they take neither width nor height
 _CONFIG_PATTERNS = (INDEX, "*/*.json", "*/*.txt", "*/*.model")
 
@@ -48,7 +51,7 @@ class ModelCard:
     ``zero_snr`` tells that the noise schedule ends in pure noise; ``guidance`` what is done with a guidance_scale.
     ``pipeline_class`` is what does the job's ``mode``; ``input_scale`` is how much larger its images are than their init
     image; ``controlnet`` is the folder of the ControlNet; ``addons`` are LoRA weights and the like. With a
-    ``second_stage`` the sizes are those of its images.
+    ``second_stage`` the sizes are those of its images. ``told`` are the settings that an endpoint has fields for.
     """
 
     name: str
@@ -68,6 +71,7 @@ class ModelCard:
     controlnet: str | None = None
     addons: Addons = field(default_factory=Addons)
     second_stage: "ModelCard | None" = None
+    told: tuple[str, ...] = ()
 
 
 def resolve_model(config: ModelConfig, *, base_dir: Path, mode: Mode = "text-to-image") -> ModelCard:
@@ -82,7 +86,7 @@ def resolve_model(config: ModelConfig, *, base_dir: Path, mode: Mode = "text-to-
             raise ModelError(f"sampling.mode: an endpoint does not do {mode}; it can do: {', '.join(ENDPOINT_MODES)}")
         return replace(_endpoint_card(config), mode=mode)
     bundled = config.id in BUNDLED
-    local = WEIGHTS / BUNDLED[config.id] if bundled else base_dir / Path(config.id).expanduser()
+    local = WEIGHTS / BUNDLED[config.id] if bundled else in_folder(base_dir, config.id)
     if bundled or local.is_dir():
         if not local.is_dir():
             raise ModelError(f"{where}: the bundled weights are missing from this installation; install promptmill again")
@@ -158,7 +162,7 @@ def _with_controlnet(card: ModelCard, config: ModelConfig, *, base_dir: Path) ->
         return card
     name = config.controlnet.id
     where, bundled = f"model.controlnet {name}", name == "demo"
-    folder = WEIGHTS / "controlnet" if bundled else base_dir / Path(name).expanduser()
+    folder = WEIGHTS / "controlnet" if bundled else in_folder(base_dir, name)
     if not folder.is_dir():
         if not HUB_ID.fullmatch(name):
             raise ModelError(
@@ -227,7 +231,10 @@ def check_sampling(card: ModelCard, sampling: SamplingConfig, where: str = "") -
     strength = sampling.strength or STRENGTH.get(sampling.mode, 1.0)
     if int(sampling.steps * strength) < 1:
         raise ModelError(f"{where}sampling.strength: {strength:g} of {sampling.steps} steps is not one step; raise one of them")
-    check_guidance(card, sampling, where)
+    if card.pipeline_class == ENDPOINT:
+        _check_told(card, sampling, where)
+    else:
+        check_guidance(card, sampling, where)
     if sampling.reference_scale != 1 and (card.addons.ip_adapter is None or card.mode == "image-prompt"):
         remedy = "use control_scale" if card.mode == "image-prompt" else "take it out"
         raise ModelError(f"{where}sampling.reference_scale: is for model.ip_adapter beside another mode than image-prompt; {remedy}")
@@ -237,6 +244,14 @@ def check_sampling(card: ModelCard, sampling: SamplingConfig, where: str = "") -
             " take it out, or use a Stable Diffusion 1, 2 or XL"
         )
     _check_sampler(card, sampling.scheduler)
+
+
+def _check_told(card: ModelCard, sampling: SamplingConfig, where: str) -> None:
+    """What is not sent must not be set: rows would tell of images what is not true of them."""
+    for name in NOT_BY_ALL:
+        if name not in card.told and getattr(sampling, name) != SamplingConfig.model_fields[name].default:
+            instead = ", or set model.endpoint.dialect to diffusion if the server takes it" if name in TOLD["diffusion"] else ""
+            raise ModelError(f"{where}sampling.{name}: is not sent to the endpoint of {card.name}; take it out{instead}")
 
 
 def _check_sampler(card: ModelCard, name: str) -> None:
@@ -287,6 +302,7 @@ def _endpoint_card(config: ModelConfig) -> ModelCard:
         max_size=None,
         scheduler=ENDPOINT,
         prediction_type=ENDPOINT,
+        told=TOLD[config.endpoint.dialect],
     )
 
 

@@ -13,7 +13,7 @@ from pipeline.scorers.clip_files import DEMO, checked_files, clip_from_hub, mean
 from pipeline.scorers.own_files import digest, own_file
 from pipeline.scorers.transformer_files import transformer_files, transformer_from_hub
 from pipeline.weights import HUB_ID, PINNED, check_pinned, check_safetensors, fingerprint, pickle_refused
-from schemas.config import ScorerConfig
+from schemas.config import ScorerConfig, in_folder
 from schemas.errors import ModelError
 
 SCORERS: dict[str, str] = {
@@ -100,7 +100,7 @@ def _clip(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
     if not config.model:
         raise ModelError(f"{where}: 'model' is missing; give 'demo', NAME/PRETRAINED such as ViT-B-32/laion2b_s34b_b79k, or a local folder")
     where = f"{where}: {config.model}"
-    local = DEMO if config.model == "demo" else base_dir / Path(config.model).expanduser()
+    local = DEMO if config.model == "demo" else in_folder(base_dir, config.model)
     if config.model == "demo" and not local.is_dir():
         raise ModelError(f"{where}: the bundled weights are missing from this installation; install promptmill again")
     if local.is_dir():
@@ -125,7 +125,7 @@ def _choice(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
 
 def _aesthetic(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
     card = _clip(name, config, base_dir)
-    file = base_dir / Path(config.head or "").expanduser()
+    file = in_folder(base_dir, config.head or "")
     if file.suffix != ".safetensors":
         raise pickle_refused(f"scorers.{name}", file.name)
     check_safetensors(file, where=f"scorers.{name}")
@@ -171,7 +171,7 @@ def _transformer(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
     if not config.model:
         raise ModelError(f"{where}: 'model' is missing; give a local folder, or a hub name such as {_EXAMPLES[config.type]}")
     where = f"{where}: {config.model}"
-    folder = base_dir / Path(config.model).expanduser()
+    folder = in_folder(base_dir, config.model)
     if folder.is_dir():
         files = transformer_files(folder, where)
         identity = f"{folder.resolve().name}/{fingerprint(folder, files)}"
@@ -191,7 +191,7 @@ def _hpsv2(name: str, config: ScorerConfig, base_dir: Path) -> ScorerCard:
     where = f"scorers.{name}"
     if not config.model:
         raise ModelError(f"{where}: 'model' is missing; give the file of HPSv2's weights, such as HPS_v2.1_compressed.pt")
-    file = base_dir / Path(config.model).expanduser()
+    file = in_folder(base_dir, config.model)
     if not file.is_file():
         raise ModelError(f"{where}: there is no file {file}; download it: hf download xswu/HPSv2 HPS_v2.1_compressed.pt --local-dir .")
     if file.suffix == ".safetensors":

@@ -30,6 +30,7 @@ def server() -> Iterator[ImageServer]:
 
 def job_of(folder: Path, server: ImageServer, *prompts: str, **settings: Any) -> JobFile:
     job = JobFile(folder, Path("gpt-image-1"))
+    job.write(sampling=None)
     endpoint = {"url": server.url, "api_key_variable": "IMAGES_KEY", "max_tries": 2, "price_per_image": 0.25, "timeout_seconds": 5.0}
     job.write(
         prompts={"texts": list(prompts), "file": None, "draws_per_prompt": 1},
@@ -136,6 +137,17 @@ def test_a_mistake_is_named_and_no_secret_is_repeated(
     assert message in said
     assert "sk-a-key" not in said
     assert "secret" not in said
+
+
+def test_a_prompt_that_sets_what_the_server_is_not_told_is_refused(
+    tmp_path: Path, server: ImageServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = job_of(tmp_path, server, "x")
+    (tmp_path / "prompts.csv").write_text("prompt,negative_prompt\na cat,\na dog,blur\n")
+    job.write(prompts={"file": "prompts.csv", "texts": None})
+    assert run(job) == 2
+    assert "prompt 000001: sampling.negative_prompt: is not sent to the endpoint of" in capsys.readouterr().err
+    assert server.asked == []
 
 
 def test_a_plan_needs_no_key(tmp_path: Path, server: ImageServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,10 @@ import pytest
 from rich.console import Console
 
 from jobs.plan import summarize
+from jobs.prepare import prepare
 from jobs.tables import plan_table
 from tests.fakes import fake_job
+from tests.jobs.conftest import JobFile
 
 
 def test_prompts_draws_shards_and_repeated_texts_are_counted(tmp_path: Path) -> None:
@@ -26,3 +28,13 @@ def test_shards_that_fill_no_batch_are_told(tmp_path: Path, capsys: pytest.Captu
     Console(width=120).print(plan_table(found))
     told = capsys.readouterr().out
     assert ("25% of the sampling fills up short batches; a larger output.shard_size leaves fewer of them" in told) == (draws == 3)
+
+
+def test_a_path_of_the_configuration_may_begin_at_the_home_folder(job: JobFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = job.folder / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    (job.folder / "prompts.txt").rename(home / "prompts.txt")
+    prepared = prepare(job.write(prompts={"file": "~/prompts.txt"}, output={"dir": "~/run"}))
+    assert len(list(prepared.open_prompts())) == 5
+    assert prepared.out == str(home / "run")

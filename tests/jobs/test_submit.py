@@ -152,6 +152,11 @@ class TestBundle:
         ):
             bundle(job.path, empty(tmp_path), out="/shared/run")
 
+    def test_a_row_that_is_no_prompt_is_refused_here(self, job: JobFile, tmp_path: Path) -> None:
+        (job.folder / "prompts.csv").write_text("prompt,steps\na cat,4\na dog,four\n")
+        with pytest.raises(PromptError, match="prompts.csv: line 3: steps"):
+            bundle(job.write(prompts={"file": "prompts.csv"}), empty(tmp_path), out="/shared/run")
+
     def test_a_prompt_file_that_cannot_travel_is_named(self, job: JobFile, tmp_path: Path) -> None:
         folder = empty(tmp_path)
         os.truncate(job.folder / "prompts.txt", LARGEST_BYTES + 1)

@@ -53,7 +53,7 @@ def test_it_asks_for_what_the_dialect_has_fields_for(server: ImageServer) -> Non
     assert server.asked == [
         {"model": "gpt-image-1", "prompt": "a cat", "n": 1, "size": "16x16", "response_format": "b64_json", "quality": "high"}
     ]
-    model_of(server, dialect="diffusion", response_format=None).generate([make_draw(7, negative_prompt="blur")])
+    model_of(server, dialect="diffusion", response_format=None).generate([make_draw(7, negative_prompt="blur", true_cfg_scale=3.0)])
     assert server.asked[1] == {
         "model": "gpt-image-1",
         "prompt": "picture 7",
@@ -62,6 +62,7 @@ def test_it_asks_for_what_the_dialect_has_fields_for(server: ImageServer) -> Non
         "seed": 7,
         "num_inference_steps": 1,
         "guidance_scale": 5.0,
+        "true_cfg_scale": 3.0,
         "negative_prompt": "blur",
     }
 
@@ -194,10 +195,33 @@ def test_cost_counts_images_that_came(server: ImageServer) -> None:
     assert model.take_usage() == {"requests": 0, "images": 0, "cost": 0.0}
 
 
-def test_a_negative_prompt_without_a_field_for_it_is_not_dropped(server: ImageServer) -> None:
-    made = model_of(server).generate([make_draw(0, negative_prompt="blur")])
-    assert made.errors[0].startswith("bad_request: the openai dialect takes no negative prompt")
-    assert server.asked == []
+@pytest.mark.parametrize("dialect", ["openai", "diffusion"])
+@pytest.mark.parametrize(
+    ("setting", "sent"),
+    [
+        ({"steps": 50}, True),
+        ({"guidance_scale": 4.0}, True),
+        ({"true_cfg_scale": 3.0}, True),
+        ({"negative_prompt": "blur"}, True),
+        ({"strength": 0.4}, True),
+        ({"guidance_rescale": 0.7}, False),
+        ({"guidance_interval": [0.2, 0.8]}, False),
+    ],
+)
+def test_a_setting_that_the_dialect_has_no_field_for_is_refused_before_anything_is_asked(
+    server: ImageServer, dialect: str, setting: dict[str, Any], sent: bool
+) -> None:
+    endpoint = EndpointConfig.model_validate({"url": server.url, "dialect": dialect})
+    card = resolve_model(ModelConfig(id="m", endpoint=endpoint), base_dir=Path.cwd(), mode="image-to-image")
+    (name,) = setting
+    sampling = SamplingConfig(mode="image-to-image", **setting)
+    if sent and dialect == "diffusion":
+        check_sampling(card, sampling)
+        return
+    with pytest.raises(ModelError) as refused:
+        check_sampling(card, sampling, "prompt 3: ")
+    remedy = ", or set model.endpoint.dialect to diffusion if the server takes it" if sent else ""
+    assert str(refused.value) == f"prompt 3: sampling.{name}: is not sent to the endpoint of m; take it out{remedy}"
 
 
 def test_the_revision_changes_with_what_is_asked_and_with_nothing_else(server: ImageServer) -> None:
@@ -269,11 +293,6 @@ def test_an_edit_that_may_pass_is_sent_whole_again(server: ImageServer) -> None:
     )
     assert made.errors == {}
     assert [len(asked["image"]) for asked in server.asked] == [len(server.asked[0]["image"])] * 3
-
-
-def test_a_strength_that_the_dialect_has_no_field_for_fails_its_draw(server: ImageServer) -> None:
-    made = model_of(server, mode="image-to-image").generate([make_draw(0, mode="image-to-image", strength=0.3)], [conditions(masked=False)])
-    assert made.errors[0].startswith("bad_request: the openai dialect takes no strength; leave it out")
 
 
 def test_modes_that_no_endpoint_does_are_refused(server: ImageServer) -> None:
