@@ -122,6 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--draws", type=int, default=128, help="images a round of the demo model, in 64s")
+    parser.add_argument("--narrow-rounds", type=int, default=2)
     parser.add_argument("--narrow-draws", type=int, default=32, help="images a round of the other model, in 32s")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--write", action="store_true", help="put table and chart into the docs")
@@ -129,12 +130,12 @@ def main() -> None:
     demo = measure(REPOSITORY / "configs" / "demo.yaml", args.ways, rounds=args.rounds, draws=args.draws)
     with tempfile.TemporaryDirectory() as folder:
         ways = [way for way in args.ways if way in NARROW]
-        narrow = measure(narrow_sd.job(Path(folder)), ways, rounds=args.rounds, draws=args.narrow_draws)
+        narrow = measure(narrow_sd.job(Path(folder)), ways, rounds=args.narrow_rounds, draws=args.narrow_draws)
     texts = [
-        f"{args.rounds} rounds in turns, on {machine()}. Lines in the chart reach from the slowest to the fastest round.",
-        f"The demo model, {args.draws} images a round:\n\n{table(demo)}",
+        f"On {machine()}, in turns, every second round in reverse order. Lines in the chart reach from the slowest to the fastest round.",
+        f"The demo model, {args.rounds} rounds of {args.draws} images:\n\n{table(demo)}",
         f"A U-Net of Stable Diffusion 1.5's shape at a tenth of its width, {narrow_sd.SIZE_PX} px, random weights,"
-        f" {args.narrow_draws} images a round:\n\n{table(narrow)}",
+        f" {args.narrow_rounds} rounds of {args.narrow_draws} images:\n\n{table(narrow)}",
     ]
     print("\n\n".join(texts))
     if args.write:

@@ -25,7 +25,7 @@ from jobs.bundle import LARGEST_BYTES, bundle
 from jobs.cli import cli
 from pipeline.prompts import read_prompts
 from schemas.config_load import load
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, PromptError
 from tests.conftest import REPOSITORY
 from tests.jobs.conftest import JobFile
 from tests.jobs.test_bad_input import refused
@@ -154,7 +154,7 @@ class TestBundle:
 
     def test_a_row_that_is_no_prompt_is_refused_here(self, job: JobFile, tmp_path: Path) -> None:
         (job.folder / "prompts.csv").write_text("prompt,steps\na cat,4\na dog,four\n")
-        with pytest.raises(PromptError, match="prompts.csv: line 3: steps"):
+        with pytest.raises(PromptError, match=r"prompts\.csv: line 3: .*steps"):
             bundle(job.write(prompts={"file": "prompts.csv"}), empty(tmp_path), out="/shared/run")
 
     def test_a_prompt_file_that_cannot_travel_is_named(self, job: JobFile, tmp_path: Path) -> None:
