@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs.prepare import prepare
+from jobs.run import run
 from pipeline.inputs import canny
 from pipeline.models.demo.evaluate import settings
 from pipeline.models.demo.evaluate_modes import edge_f1, psnr
@@ -87,7 +89,8 @@ LEAST = {"image-to-image": 0.85, "control": 0.85, "super-resolution": 0.85, "inp
 def test_the_bundled_models_draw_from_an_image_what_the_prompt_says(mode: str, least: float, tmp_path: Path) -> None:
     scenes = write_inputs(tmp_path, count=12, seed=0)[mode]
     (tmp_path / "job.yaml").write_text((REPOSITORY / "configs" / "modes" / f"{mode}.yaml").read_text())
-    promptmill("run", "job.yaml", "--out", "run", "--set", "prompts.draws_per_prompt=2", *LOCAL, cwd=tmp_path)
+    report = run(prepare(tmp_path / "job.yaml", ["prompts.draws_per_prompt=2", "executor.kind=local"]), out=tmp_path / "run")
+    assert report.made_now == 24
     rows = pq.read_table(tmp_path / "run" / "metadata").to_pylist()
     by_id = {row["sample_id"]: row["image"]["bytes"] for row in pq.read_table(tmp_path / "run" / "images").to_pylist()}
     images = np.stack([np.asarray(Image.open(io.BytesIO(by_id[row["sample_id"]]))) for row in rows])
