@@ -12,7 +12,7 @@ from pipeline.plan import expand
 from pipeline.prompts import read_prompts
 from pipeline.scorers.resolve import ScorerCard, resolve_scorer
 from pipeline.store import is_url
-from schemas.config import JobConfig, SamplingConfig
+from schemas.config import JobConfig, SamplingConfig, in_folder
 from schemas.config_load import load
 from schemas.errors import PromptError
 from schemas.records import Draw, Prompt
@@ -40,7 +40,7 @@ class Prepared:
     def out(self) -> str:
         """The run folder, a path or a URL, unless the command line names another."""
         folder = self.config.output.dir or f"runs/{self.name}"
-        return folder if is_url(folder) else str(Path(folder).expanduser())
+        return folder if is_url(folder) else str(in_folder(Path(), folder))
 
     def open_prompts(self) -> Iterator[Prompt]:
         """The prompts, from the start. Raises UserError at one that cannot be drawn."""

@@ -4,6 +4,7 @@ Input paths are relative to the configuration file; ``output.dir`` is relative t
 """
 
 import math
+import os
 import re
 from collections.abc import Iterable
 from itertools import product
@@ -47,7 +48,7 @@ PROMPT_COLUMNS = ("id", "prompt", "negative_prompt", "label", *SAMPLING_COLUMNS,
 
 def in_folder(base_dir: Path, path: str) -> Path:
     """Where a path of a configuration lies: in the folder of its file unless it is absolute; ``~`` is the home folder."""
-    return base_dir / Path(path).expanduser()
+    return base_dir / os.path.expanduser(path)  # pathlib's raises for ~x, which may be a file's name
 
 
 class Section(BaseModel):

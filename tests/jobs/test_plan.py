@@ -38,3 +38,5 @@ def test_a_path_of_the_configuration_may_begin_at_the_home_folder(job: JobFile, 
     prepared = prepare(job.write(prompts={"file": "~/prompts.txt"}, output={"dir": "~/run"}))
     assert len(list(prepared.open_prompts())) == 5
     assert prepared.out == str(home / "run")
+    (home / "prompts.txt").rename(job.folder / "~prompts.txt")
+    assert len(list(prepare(job.write(prompts={"file": "~prompts.txt"})).open_prompts())) == 5
