@@ -57,5 +57,5 @@ def test_the_stages_of_a_long_run_are_the_latest_ones() -> None:
 
 
 def test_a_server_cannot_be_profiled(job: JobFile, capsys: pytest.CaptureFixture[str]) -> None:
-    job.write(model={"id": "x", "endpoint": {"url": "http://127.0.0.1:1/v1"}})
+    job.write(model={"id": "x", "endpoint": {"url": "http://127.0.0.1:1/v1"}}, sampling=None)
     assert "an endpoint's server cannot be profiled from here" in refused(capsys, "run", job.path, "--profile", "--out", job.out)

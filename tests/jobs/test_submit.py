@@ -79,12 +79,16 @@ class TestBundle:
         assert prepare(made.folder / "job.yaml").job().fingerprint == prepare(job.path).job().fingerprint
 
     def test_a_dataset_of_prompts_and_the_wildcards_of_a_template_travel(self, job: JobFile, tmp_path: Path) -> None:
-        for name in ("set/part", "words"):
-            (job.folder / name).mkdir(parents=True)
-        (job.folder / "set" / "part" / "state.json").write_text("{}")
+        import datasets
+
+        datasets.Dataset.from_dict({"prompt": ["a star", "a ring"]}).save_to_disk(job.folder / "set")
+        (job.folder / "words").mkdir()
         (job.folder / "words" / "ground.txt").write_text("grass\n")
         made = bundle(job.write(prompts={"file": "set"}), empty(tmp_path), out="/shared/run")
-        assert (made.folder / "set" / "part" / "state.json").read_text() == "{}"
+        assert [prompt.text for prompt in read_prompts(load(made.folder / "job.yaml").prompts, base_dir=made.folder)] == [
+            "a star",
+            "a ring",
+        ]
         job.write(prompts={"file": None, "template": "a star on __ground__", "wildcards": "words"})
         (tmp_path / "other").mkdir()
         made = bundle(job.path, tmp_path / "other", out="/shared/run")
